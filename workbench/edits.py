@@ -1,0 +1,314 @@
+"""Edits as data: low-rank, dense or sparse changes of named parameters, and their files.
+
+An edit never touches a model; :class:`workbench.model.ModelView` applies it. Factors are stored in
+the dtype in which they are applied (float32, float64 for float64 models), so an edit that was saved
+and loaded writes the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from workbench.errors import DataError, StorageError
+from workbench.facts import EditRequest
+
+__all__ = ["Delta", "Edit", "WeightEdit", "load_edit", "write_atomically"]
+
+FORMAT = "workbench-edit/1"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A change of one parameter, always in (out, in) orientation, whatever the storage.
+
+    Make one with :meth:`low_rank`, :meth:`dense` or :meth:`sparse`.
+
+    Args:
+        parameter: its name in ``model.named_parameters()``.
+        form: ``low_rank``, ``dense`` or ``sparse``.
+        shape: of the change, (out, in) or (out,).
+        tensors: the stored pieces.
+    """
+
+    parameter: str
+    form: str
+    shape: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def low_rank(
+        cls, parameter: str, left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]
+    ) -> Delta:
+        """``left @ right.T``."""
+        shape = (left.shape[0], right.shape[0])
+        return cls(parameter, "low_rank", shape, {"left": _own(left), "right": _own(right)})
+
+    @classmethod
+    def dense(cls, parameter: str, change: Tensor) -> Delta:
+        """The change itself."""
+        return cls(parameter, "dense", tuple(change.shape), {"change": _own(change)})
+
+    @classmethod
+    def sparse(
+        cls,
+        parameter: str,
+        shape: tuple[int, ...],
+        index: Int[Tensor, " n"],
+        values: Float[Tensor, " n"],
+    ) -> Delta:
+        """``values`` at flat positions ``index`` of a tensor of ``shape``, zero elsewhere."""
+        return cls(parameter, "sparse", tuple(shape), {"index": _own(index), "values": _own(values)})
+
+    @property
+    def rank(self) -> int | None:
+        """Number of columns of the factors, None unless low-rank."""
+        return self.tensors["left"].shape[1] if self.form == "low_rank" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the stored floating-point pieces."""
+        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored pieces."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def materialize(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """The full change as a tensor of :attr:`shape`."""
+        t = {k: v.to(device) for k, v in self.tensors.items()}
+        if self.form == "low_rank":
+            return t["left"].to(dtype) @ t["right"].to(dtype).T
+        if self.form == "dense":
+            return t["change"].to(dtype)
+        out = torch.zeros(self.shape, dtype=dtype, device=device).flatten()
+        return out.index_put((t["index"],), t["values"].to(dtype)).view(self.shape)
+
+    def is_finite(self) -> bool:
+        """True if no piece holds NaN or Inf."""
+        return all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point())
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """What an editor computed: changes of weights plus everything needed to explain them.
+
+    Args:
+        deltas: one per changed parameter, applied in order.
+        requests: the facts that were written.
+        editor: name of the editor.
+        config: the editor's fields, JSON-ready; rebuilds the editor.
+        base: fingerprint of the pristine model the edit belongs to.
+        parents: ids of the edits that were on the stack when this one was computed.
+        keys: parameter name → ``d_mlp n`` keys that were written, for accumulating editors.
+        report: tables of the computation as lists of records (target optimization, closure, tau).
+        meta: versions, seed, seconds, model name.
+    """
+
+    deltas: tuple[Delta, ...]
+    requests: tuple[EditRequest, ...]
+    editor: str
+    config: Mapping[str, Any]
+    base: str
+    parents: tuple[str, ...] = ()
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Short content hash over tensors, requests and configuration."""
+        return self._digest()[:16]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the changed parameters."""
+        return tuple(dict.fromkeys(d.parameter for d in self.deltas))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        keys = sum(k.numel() * k.element_size() for k in self.keys.values())
+        return sum(d.nbytes for d in self.deltas) + keys
+
+    def is_finite(self) -> bool:
+        """True if no delta holds NaN or Inf."""
+        return all(d.is_finite() for d in self.deltas)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, atomically.
+
+        Raises:
+            StorageError: if the disk is full or the folder cannot be written; an older file under
+                this name is left as it was.
+        """
+        tensors, manifest = _core(self)
+        manifest |= {"report": dict(self.report), "meta": dict(self.meta)}
+        manifest["digest"] = self._digest()
+        payload = safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
+        return write_atomically(path, payload)
+
+    def _digest(self) -> str:
+        cached = self.__dict__.get("_digest_cache")
+        if cached is None:
+            cached = _hash(*_core(self))
+            object.__setattr__(self, "_digest_cache", cached)
+        return str(cached)
+
+    def __repr__(self) -> str:
+        facts = "; ".join(f"{r.text} → {r.target_new}" for r in self.requests[:2])
+        more = f" and {len(self.requests) - 2} more" if len(self.requests) > 2 else ""
+        kib = self.nbytes / 1024
+        return (
+            f"<{self.editor} edit {self.id}: {facts}{more}; "
+            f"{len(self.parameters)} parameters, {kib:.0f} KiB>"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{escape(r.text)}</td><td>{escape(r.target_true or '')}</td>"
+            f"<td>{escape(r.target_new)}</td></tr>"
+            for r in self.requests[:10]
+        )
+        more = f"<p>and {len(self.requests) - 10} more</p>" if len(self.requests) > 10 else ""
+        return (
+            f"<b>{escape(self.editor)} edit {self.id}</b>, {len(self.parameters)} parameters, "
+            f"{self.nbytes / 1024:.0f} KiB<table><tr><th>prompt</th><th>before</th>"
+            f"<th>after</th></tr>{rows}</table>{more}"
+        )
+
+
+#: Anything that can stand on a view's stack.
+Edit = WeightEdit
+
+
+def load_edit(path: str | os.PathLike[str]) -> WeightEdit:
+    """Read an edit that :meth:`WeightEdit.save` wrote; its checksum is verified.
+
+    Raises:
+        DataError: if the file is missing, truncated, changed, or not an edit of this format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no edit file at {path}: check the path.")
+    tensors, manifest = _read(path)
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT!r}."
+        )
+    try:
+        edit = _unpack(tensors, manifest)
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise DataError(f"{path} is damaged ({err!r}): get the file again.") from err
+    if edit._digest() != manifest.get("digest"):
+        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
+    return edit
+
+
+def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
+    """Write bytes beside ``path`` and move them into place; all or nothing.
+
+    Raises:
+        StorageError: naming the path and the reason; the old file, if any, is intact.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as handle:
+            handle.write(payload)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except OSError as err:
+        raise StorageError(
+            f"could not write {path}: {err.strerror or err}. Free some space or choose another "
+            "folder; nothing was changed."
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _own(t: Tensor) -> Tensor:
+    return t.detach().to("cpu").contiguous().clone()
+
+
+def _core(edit: WeightEdit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What identifies an edit: its tensors and the manifest without report and meta."""
+    tensors: dict[str, Tensor] = {}
+    for i, delta in enumerate(edit.deltas):
+        tensors |= {f"delta.{i}.{name}": t for name, t in delta.tensors.items()}
+    names = list(edit.keys)
+    tensors |= {f"keys.{i}": _own(edit.keys[n]) for i, n in enumerate(names)}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "editor": edit.editor,
+        "config": dict(edit.config),
+        "base": edit.base,
+        "parents": list(edit.parents),
+        "requests": [r.as_dict() for r in edit.requests],
+        "deltas": [[d.parameter, d.form, list(d.shape)] for d in edit.deltas],
+        "keys": names,
+    }
+    return tensors, manifest
+
+
+def _unpack(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> WeightEdit:
+    deltas = []
+    for i, (parameter, form, shape) in enumerate(manifest["deltas"]):
+        prefix = f"delta.{i}."
+        pieces = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        deltas.append(Delta(parameter, form, tuple(shape), pieces))
+    return WeightEdit(
+        deltas=tuple(deltas),
+        requests=tuple(EditRequest(**r) for r in manifest["requests"]),
+        editor=manifest["editor"],
+        config=manifest["config"],
+        base=manifest["base"],
+        parents=tuple(manifest["parents"]),
+        keys={name: tensors[f"keys.{i}"] for i, name in enumerate(manifest["keys"])},
+        report=manifest["report"],
+        meta=manifest["meta"],
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            meta = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return tensors, json.loads(meta["workbench"])
+    except KeyError as err:
+        raise DataError(f"{path} is a safetensors file but not a Workbench edit.") from err
+    except (SafetensorError, OSError, json.JSONDecodeError, struct.error) as err:
+        raise DataError(f"{path} is truncated or damaged ({err}): get the file again.") from err
+
+
+def _hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
+        digest.update(t.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def with_parents(edit: WeightEdit, parents: tuple[str, ...]) -> WeightEdit:
+    """The same edit, recorded on another stack."""
+    return replace(edit, parents=parents)

@@ -1,0 +1,72 @@
+"""Factorisations in float64 on the matrix's own device, with jitter only where it is needed.
+
+Second moments of real keys can be badly conditioned and float32 loses the solve at condition
+numbers that occur (spec locate-then-edit 1.7), so everything here is double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.errors import NumericalError
+
+__all__ = ["Factor", "cholesky"]
+
+#: Multiples of the mean eigenvalue that are added to the diagonal, one after another.
+JITTERS = (0.0, *(10.0**k for k in range(-12, -3)))
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Lower Cholesky factor of a symmetric positive definite matrix.
+
+    Attributes:
+        lower: ``L`` with ``A + jitter · I = L Lᵀ``, float64.
+        jitter: what had to be added to the diagonal; 0 for a healthy matrix.
+    """
+
+    lower: Float[Tensor, "m m"]
+    jitter: float = 0.0
+
+    def whiten(self, keys: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """``L⁻¹ K``."""
+        keys = keys.to(self.lower)
+        return torch.linalg.solve_triangular(self.lower, keys, upper=False)
+
+    def unwhiten(self, y: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """``L⁻ᵀ Y``."""
+        return torch.linalg.solve_triangular(self.lower.T, y.to(self.lower), upper=True)
+
+    def solve(self, keys: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """``A⁻¹ K``."""
+        return torch.cholesky_solve(keys.to(self.lower), self.lower)
+
+    def leverage(self, keys: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:
+        """``kᵀ A⁻¹ k`` for every column; its mean over the sample that defines A is ``m``."""
+        return self.whiten(keys).square().sum(0)
+
+
+def cholesky(matrix: Float[Tensor, "m m"]) -> Factor:
+    """Factor a symmetric matrix in float64, adding the smallest jitter that works.
+
+    Raises:
+        NumericalError: if the matrix holds NaN or Inf, or no jitter up to 1e-4 helps.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise NumericalError("the matrix to factor holds NaN or Inf: recompute it.")
+    a = matrix.to(torch.float64)
+    a = (a + a.T) / 2
+    scale = float(a.diagonal().mean().clamp_min(torch.finfo(a.dtype).tiny))
+    eye = torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
+    for step in JITTERS:
+        lower, info = torch.linalg.cholesky_ex(a + step * scale * eye if step else a)
+        if int(info) == 0:
+            return Factor(lower, step * scale)
+    raise NumericalError(
+        "the matrix is not positive definite, even with a ridge of 1e-4 of its mean diagonal: "
+        "use more tokens for the statistics."
+    )

@@ -1,0 +1,512 @@
+"""One model, its pristine weights and a stack of edits: the only writer in the package.
+
+The state is a function of the pristine weights and the stack (design 9.1). Masters of touched
+matrices are float32 (float64 where the weight is) and ``W_n = W_{n-1} + delta_n`` is formed out of
+place, one delta at a time in stack order. A state is therefore a set of references to tensors that
+are never written again: undo, time travel and roll-back after a failure swap references, and undo
+is exact to the bit in every dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from workbench.capabilities import Capabilities, get_module, orient, prove, refuse_unusable
+from workbench.edits import Edit
+from workbench.errors import (
+    BusyError,
+    EditMismatchError,
+    NumericalError,
+    OptionError,
+    UnsupportedModelError,
+)
+from workbench.layouts import DECODER, Layout, find_layout
+
+__all__ = ["ModelView", "open_view"]
+
+#: Elements of each parameter that enter the fingerprint.
+FINGERPRINT_SAMPLE = 65_536
+
+
+@dataclass(frozen=True)
+class _State:
+    """Stack plus references to the tensors it produced; nothing in it is ever written again."""
+
+    stack: tuple[Edit, ...] = ()
+    masters: Mapping[str, Tensor] = field(default_factory=dict)
+    live: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ModelView:
+    """A transformers model, its tokenizer and a stack of edits.
+
+    Make one with :func:`workbench.load`. ``view.model`` and ``view.tokenizer`` are the transformers
+    objects; the model always holds the edits of the stack.
+
+    Attributes:
+        name: what the user called the model.
+        kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``.
+        layout: the family's row of :data:`workbench.layouts.LAYOUTS`.
+        capabilities: what was proved at load.
+        labels: label names of a classifier, else an empty tuple.
+        n_layers, d_model, d_mlp: sizes.
+        cache: free storage for what depends on this view alone (context templates, statistics).
+
+    Example:
+        >>> view = wb.load("tiny")
+        >>> edit = wb.ROME.preset(view).edit(view, [req])
+        >>> view.push(edit); view.pop()
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        layout: Layout,
+        capabilities: Capabilities,
+        name: str,
+        labels: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.capabilities = capabilities
+        self.name = name
+        self.kind = layout.kind
+        self.labels = tuple(labels)
+        self.cache: dict[Any, Any] = {}
+        self.n_layers = len(get_module(model, layout.blocks))  # type: ignore[arg-type]
+        self.d_model, self.d_mlp = self.weight(0).shape
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._originals: dict[str, Tensor] = {}
+        self._state = _State()
+        self._snapshots: dict[int, _State] = {}
+        self._lock = threading.RLock()
+        self._busy = ""
+
+    # ------------------------------------------------------------------ parts of the model
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embedding."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the edited matrices."""
+        return self.weight(0).dtype
+
+    def block(self, layer: int) -> nn.Module:
+        """Transformer block ``layer``."""
+        return self._module(self.layout.block(layer))
+
+    def value_module(self, layer: int) -> nn.Module:
+        """The edited module of block ``layer``: its input is the key, its output the value."""
+        return self._module(self.layout.value_path(layer))
+
+    def weight(self, layer: int) -> Tensor:
+        """The edited matrix, always ``[d_model, d_mlp]`` whatever the storage; do not write it."""
+        return orient(self.value_module(layer)).detach()
+
+    def weight_name(self, layer: int) -> str:
+        """Parameter name of :meth:`weight`."""
+        return f"{self.layout.value_path(layer)}.weight"
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers the model does not have.
+
+        Raises:
+            OptionError: naming the value and the valid range.
+        """
+        bad = [x for x in layers if not (isinstance(x, int) and 0 <= x < self.n_layers)]
+        if bad or not layers:
+            raise OptionError(
+                f"layers={tuple(layers)!r}: {self.name} has layers 0 to {self.n_layers - 1}; "
+                "choose one or more of these."
+            )
+
+    def _module(self, path: str) -> nn.Module:
+        module = get_module(self.model, path)
+        assert module is not None, path
+        return module
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pristine model: architecture, and a sample of every parameter's values.
+
+        Equal for the same checkpoint in a wider dtype; computed once.
+        """
+        if "fingerprint" not in self.cache:
+            digest = hashlib.sha256(f"{self.layout.family}:{self.n_layers}".encode())
+            for name, p in self._parameters.items():
+                data = self._originals.get(name, p.data)
+                digest.update(f"{name}{tuple(data.shape)}".encode())
+                digest.update(_sample(data).numpy().tobytes())
+            self.cache["fingerprint"] = digest.hexdigest()[:32]
+        return str(self.cache["fingerprint"])
+
+    # ------------------------------------------------------------------ the stack
+
+    @property
+    def stack(self) -> tuple[Edit, ...]:
+        """The edits the model holds, oldest first."""
+        return self._state.stack
+
+    def push(self, edit: Edit) -> None:
+        """Put an edit on the stack and into the weights.
+
+        An edit that is on the stack already is not stacked again; a warning says so.
+
+        Raises:
+            EditMismatchError: if the edit belongs to another base model or has other shapes.
+            NumericalError: if it would write NaN or Inf. The model is as before.
+            BusyError: if another thread is writing.
+        """
+        with self.writing("push"):
+            twin = [i for i, e in enumerate(self.stack) if e.id == edit.id]
+            if twin:
+                warnings.warn(
+                    f"edit {edit.id} is on the stack already (entry {twin[0]}); it was not stacked "
+                    "again. To write the fact anew, compute a new edit.",
+                    stacklevel=3,
+                )
+                return
+            self._warn_before_push(edit)
+            self._commit(self._after(self._state, edit))
+
+    def pop(self) -> Edit:
+        """Take the newest edit off; the weights are what they were before it, to the bit.
+
+        Raises:
+            OptionError: if the stack is empty.
+        """
+        with self.writing("pop"):
+            if not self.stack:
+                raise OptionError("the stack is empty: there is no edit to take back.")
+            last = self.stack[-1]
+            self._install(self._at(len(self.stack) - 1))
+            return last
+
+    def reset(self) -> None:
+        """Take every edit off; every parameter is its stored original."""
+        with self.writing("reset"):
+            self._install(_State())
+            self._snapshots.clear()
+
+    def drop(self, index: int) -> Edit:
+        """Take entry ``index`` out and keep the later edits' changes as they were computed.
+
+        Raises:
+            OptionError: if there is no such entry.
+        """
+        with self.writing("drop"):
+            index = self._entry(index)
+            edits = list(self.stack)
+            gone = edits.pop(index)
+            state = self._at(index)
+            for edit in edits[index:]:
+                state = self._after(state, edit)
+            self._prune(index)
+            self._install(state)
+            return gone
+
+    def replay(self, *, without: int) -> Edit:
+        """Take entry ``without`` out and recompute every later edit with its own editor.
+
+        Raises:
+            OptionError: if there is no such entry.
+        """
+        rebuild = importlib.import_module("workbench.editors").rebuild_editor
+        with self.writing("replay"):
+            index = self._entry(without)
+            before, later, gone = self._state, self.stack[index + 1 :], self.stack[index]
+            snapshots = dict(self._snapshots)
+            try:
+                self._prune(index)
+                self._install(self._at(index))
+                for edit in later:
+                    again = rebuild(edit).edit(self, list(edit.requests))
+                    self._commit(self._after(self._state, again))
+            except BaseException:
+                self._snapshots = snapshots
+                self._install(before)
+                raise
+            return gone
+
+    @contextmanager
+    def applied(self, *edits: Edit) -> Iterator[ModelView]:
+        """The view with more edits on top, for the length of the block."""
+        with self.writing("applied"):
+            state = self._state
+            for edit in edits:
+                state = self._after(state, edit)
+            with self._showing(state):
+                yield self
+
+    @contextmanager
+    def at(self, n: int) -> Iterator[ModelView]:
+        """The view as it was after ``n`` edits, for the length of the block.
+
+        Raises:
+            OptionError: unless ``0 <= n <= len(stack)``.
+        """
+        if not 0 <= n <= len(self.stack):
+            raise OptionError(f"n={n}: the stack holds {len(self.stack)} edits.")
+        with self.writing("at"), self._showing(self._at(n)):
+            yield self
+
+    def pristine(self) -> Any:
+        """The unedited model, for the length of a ``with`` block; same as ``at(0)``."""
+        return self.at(0)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Hold the model for a piece of work; a second thread is told what is going on.
+
+        Raises:
+            BusyError: if another thread holds it.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(f"busy: {self._busy or 'another thread is writing'}. Wait or stop it.")
+        outer, self._busy = self._busy, self._busy or what
+        try:
+            yield
+        finally:
+            self._busy = outer
+            self._lock.release()
+
+    def say(self, what: str) -> None:
+        """Describe the work in progress, for the error a second writer gets."""
+        self._busy = what
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Save the edited model and its tokenizer as plain transformers files."""
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    # ------------------------------------------------------------------ internals of the stack
+
+    def _entry(self, index: int) -> int:
+        n = len(self.stack)
+        if not -n <= index < n:
+            raise OptionError(f"entry {index} does not exist: the stack holds {n} edits.")
+        return index % n
+
+    def _warn_before_push(self, edit: Edit) -> None:
+        held = tuple(e.id for e in self.stack)
+        if tuple(edit.parents) != held:
+            warnings.warn(
+                f"edit {edit.id} was computed on a stack of {len(edit.parents)} edits, not on this "
+                f"one of {len(held)}: its effect may differ.",
+                stacklevel=4,
+            )
+        if any(e.editor == edit.editor and e.requests == edit.requests for e in self.stack):
+            warnings.warn(
+                f"the same request was already written by {edit.editor}; this stacks it again.",
+                stacklevel=4,
+            )
+
+    def _check(self, edit: Edit) -> None:
+        if edit.base != self.fingerprint:
+            raise EditMismatchError(
+                f"edit {edit.id} was made for the base model {edit.base}, this is "
+                f"{self.fingerprint} ({self.name}): load the model it was made for."
+            )
+        for delta in edit.deltas:
+            if delta.parameter not in self._parameters:
+                raise EditMismatchError(f"the model has no parameter {delta.parameter!r}.")
+            shape = tuple(self._oriented(delta.parameter).shape)
+            if shape != delta.shape:
+                raise EditMismatchError(
+                    f"edit {edit.id} changes {delta.parameter!r} of shape {delta.shape}, this "
+                    f"model's has {shape}."
+                )
+        if not edit.is_finite():
+            raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
+
+    def _is_transposed(self, parameter: str) -> bool:
+        path, _, leaf = parameter.rpartition(".")
+        return leaf == "weight" and isinstance(get_module(self.model, path), Conv1D)
+
+    def _oriented(self, parameter: str) -> Tensor:
+        data = self._parameters[parameter].data
+        return data.T if self._is_transposed(parameter) else data
+
+    def _after(self, state: _State, edit: Edit) -> _State:
+        """The state one edit later; computes out of place and installs nothing."""
+        self._check(edit)
+        masters, live = dict(state.masters), dict(state.live)
+        for delta in edit.deltas:
+            name = delta.parameter
+            original = self._originals.setdefault(name, self._parameters[name].data)
+            master = masters.get(name, original).to(original.device)
+            master = master.to(torch.promote_types(original.dtype, torch.float32))
+            change = delta.materialize(dtype=master.dtype, device=master.device)
+            new = master + (change.T if self._is_transposed(name) else change)
+            cast = new.to(original.dtype)
+            if not bool(cast.isfinite().all()):
+                raise NumericalError(
+                    f"edit {edit.id} would write NaN or Inf into {name!r} ({original.dtype}): "
+                    "nothing was changed. Use a smaller step, or load the model in float32."
+                )
+            masters[name], live[name] = new, cast
+        return _State((*state.stack, edit), masters, live)
+
+    def _at(self, n: int) -> _State:
+        """The state after the first ``n`` edits, from the nearest snapshot below."""
+        if n == len(self.stack):
+            return self._state
+        depth = max((d for d in self._snapshots if d <= n), default=0)
+        state = self._snapshots.get(depth, _State())
+        for edit in self.stack[depth:n]:
+            state = self._after(state, edit)
+        return state
+
+    def _commit(self, state: _State) -> None:
+        before = self._state
+        self._install(state)
+        n = len(state.stack)
+        self._snapshots[len(before.stack)] = before
+        for depth in [d for d in self._snapshots if d % _spacing(n - d)]:
+            del self._snapshots[depth]
+
+    def _prune(self, depth: int) -> None:
+        self._snapshots = {d: s for d, s in self._snapshots.items() if d <= depth}
+
+    def _install(self, state: _State) -> None:
+        """Swap tensors in; on any interruption put the old ones back."""
+        before = self._state
+        touched = {*before.live, *state.live}
+        try:
+            for name in touched:
+                self._parameters[name].data = state.live.get(name, self._originals[name])
+            self._state = state
+        except BaseException:
+            for name in touched:
+                self._parameters[name].data = before.live.get(name, self._originals[name])
+            self._state = before
+            raise
+        self._prune(len(state.stack))
+
+    @contextmanager
+    def _showing(self, state: _State) -> Iterator[None]:
+        before, snapshots = self._state, dict(self._snapshots)
+        try:
+            self._install(state)
+            yield
+        finally:
+            self._install(before)
+            self._snapshots = snapshots
+
+    # ------------------------------------------------------------------ how it looks
+
+    def describe(self) -> str:
+        """One line: name, family, sizes, dtype, device and number of edits."""
+        n = len(self.stack)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{self.name}: {self.layout.family} {self.kind}, {self.n_layers} layers × "
+            f"{self.d_model}, d_mlp {self.d_mlp}, {dtype} on {self.device}; "
+            f"{n} edit{'' if n == 1 else 's'}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<ModelView {self.describe()}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><td>{i}</td><td>{escape(e.editor)}</td><td>{escape(e.requests[0].text)}</td>"
+            f"<td>{escape(e.requests[0].target_new)}</td><td>{len(e.requests)}</td></tr>"
+            for i, e in enumerate(self.stack)
+        )
+        head = "<tr><th>#</th><th>editor</th><th>prompt</th><th>target</th><th>facts</th></tr>"
+        table = f"<table>{head}{rows}</table>" if rows else ""
+        return f"<b>{escape(self.describe())}</b>{table}"
+
+
+def open_view(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
+) -> ModelView:
+    """Check a loaded transformers model and prove what it can do.
+
+    Args:
+        model: any supported language model; it is put in evaluation mode and edited in place.
+        tokenizer: a fast tokenizer (character offsets are needed to find subjects).
+        name: shown in every output.
+        kind: required only if it cannot be inferred.
+        labels: label names of a classifier; taken from the configuration if empty.
+
+    Raises:
+        UnsupportedModelError: unknown, mixture-of-experts, quantised or offloaded models, a slow
+            tokenizer, or a class without a head.
+        NumericalError: if the model answers with NaN or Inf.
+    """
+    refuse_unusable(model)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer without character offsets: load the "
+            "fast one (AutoTokenizer.from_pretrained(..., use_fast=True))."
+        )
+    layout = find_layout(model.config.get_text_config(decoder=True).model_type)
+    if kind is not None and kind != layout.kind:
+        raise OptionError(f"kind={kind!r}: a {layout.family} model here is a {layout.kind}.")
+    model.eval()
+    blocks = get_module(model, layout.blocks)
+    if blocks is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no {layout.blocks!r}: load the {layout.kind} class of "
+            f"family {layout.family!r} (with its head)."
+        )
+    capabilities = prove(model, layout, len(blocks))  # type: ignore[arg-type]
+    if not capabilities.linear:
+        capabilities = replace(capabilities, additive=False)
+    if not labels and layout.kind not in (DECODER, "encoder_decoder"):
+        labels = tuple(str(x) for x in model.config.id2label.values())
+    return ModelView(
+        model,
+        tokenizer,
+        layout=layout,
+        capabilities=capabilities,
+        name=name,
+        labels=labels,
+    )
+
+
+def _sample(data: Tensor) -> Tensor:
+    flat = data.detach().reshape(-1)
+    step = max(1, flat.numel() // FINGERPRINT_SAMPLE)
+    return flat[::step].to("cpu", torch.float32).contiguous()
+
+
+def _spacing(age: int) -> int:
+    """Depths of snapshots ``age`` edits back are kept only at multiples of this."""
+    return 1 << max(0, age.bit_length() - 1)
+
+
+def fingerprint_of(payload: Mapping[str, Any]) -> str:
+    """Short hash of JSON-ready data, for cache names that must name all they depend on."""
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""Names to models: ``tiny``, ``smollm2-135m``, any local path or hub id.
+
+``tiny`` ships with the package. ``smollm2-135m`` is fetched once, see :mod:`workbench.fetch`.
+Everything else goes to transformers unmodified; remote code is never run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench import fetch
+from workbench.errors import DataError, FetchError, OptionError, UnsupportedModelError, did_you_mean
+from workbench.layouts import DECODER, ENCODER_CLASSIFIER, ENCODER_DECODER, find_layout
+from workbench.model import ModelView, open_view
+from workbench.places import cache_dir, shipped
+
+__all__ = ["MODELS", "load"]
+
+
+def _tiny(name: str) -> Callable[[], Path]:
+    return lambda: shipped("tiny") / name
+
+
+#: Short names everyone has → function that returns a local folder.
+MODELS: dict[str, Callable[[], Path]] = {
+    "tiny": _tiny("model"),
+    "smollm2-135m": lambda: fetch.smollm2_135m(cache_dir("models")),
+}
+
+_AUTO_CLASSES = {
+    DECODER: transformers.AutoModelForCausalLM,
+    ENCODER_CLASSIFIER: transformers.AutoModelForSequenceClassification,
+    ENCODER_DECODER: transformers.AutoModelForSeq2SeqLM,
+}
+
+
+def load(
+    name: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+) -> ModelView:
+    """Load a model and open a view on it.
+
+    Args:
+        name: ``"tiny"``, ``"smollm2-135m"``, a local folder, a hub id such as ``"gpt2-xl"``, or a
+            transformers model that is loaded already (then give ``tokenizer``).
+        tokenizer: tokenizer or its name; by default the model's own.
+        kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``; inferred if None.
+        labels: label names of a classifier; from the configuration if empty.
+        dtype: None means float32 on a CPU and the checkpoint's own on an accelerator.
+        device: None means CUDA, else MPS, else CPU.
+        device_map: for models that span several devices, such as ``"auto"``.
+        revision: of a hub id.
+
+    Returns:
+        A :class:`~workbench.model.ModelView` with an empty stack.
+
+    Raises:
+        FetchError: if the model is not here and cannot be fetched.
+        DataError: if local files are damaged or incomplete.
+        UnsupportedModelError: if the family or the weights cannot be edited.
+
+    Example:
+        >>> view = wb.load("tiny")
+    """
+    if isinstance(name, PreTrainedModel):
+        return _from_model(name, tokenizer, kind, labels)
+    folder = _resolve(str(name))
+    device = None if device_map is not None else torch.device(device or _best_device())
+    dtype = _dtype(dtype, device)
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+        auto = _auto_class(config, kind)
+        tok = tokenizer if tokenizer is not None else folder
+        if isinstance(tok, str | Path):
+            tok = AutoTokenizer.from_pretrained(tok, revision=revision)
+        model = auto.from_pretrained(folder, revision=revision, dtype=dtype, device_map=device_map)
+    except (OSError, ValueError, KeyError, RuntimeError) as err:
+        raise _explain(str(name), folder, err) from err
+    except Exception as err:
+        if type(err).__name__ != "SafetensorError":
+            raise
+        raise _explain(str(name), folder, err) from err
+    if device is not None:
+        model = model.to(device)
+    return open_view(model, tok, name=str(name), kind=kind, labels=labels)
+
+
+def _from_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+    kind: str | None,
+    labels: Sequence[str],
+) -> ModelView:
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if tokenizer is None:
+        raise OptionError("a loaded model needs its tokenizer: load(model, tokenizer=...).")
+    name = model.config.name_or_path or type(model).__name__
+    return open_view(model, tokenizer, name=name, kind=kind, labels=labels)
+
+
+def _resolve(name: str) -> str:
+    if name in MODELS:
+        return str(MODELS[name]())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{path} has no config.json: it is not a transformers model folder.")
+        return str(path)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path:
+        raise DataError(f"there is no model folder at {path}: check the path.")
+    return name
+
+
+def _auto_class(config: Any, kind: str | None) -> Any:
+    layout = find_layout(config.get_text_config(decoder=True).model_type)
+    if kind is not None and kind not in _AUTO_CLASSES:
+        raise OptionError(f"kind={kind!r} is unknown." + did_you_mean(kind, _AUTO_CLASSES))
+    if kind is not None and kind != layout.kind:
+        raise OptionError(f"kind={kind!r}: a {layout.family} model here is a {layout.kind}.")
+    return _AUTO_CLASSES[layout.kind]
+
+
+def _best_device() -> str:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device | None) -> torch.dtype | str:
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            known = ("float32", "float16", "bfloat16", "float64", "auto")
+            raise OptionError(f"dtype={dtype!r} is unknown." + did_you_mean(dtype, known))
+        return found
+    if dtype is not None:
+        return dtype
+    on_cpu = device.type == "cpu" if device else not torch.accelerator.is_available()
+    return torch.float32 if on_cpu else "auto"
+
+
+def _explain(name: str, folder: str, err: Exception) -> Exception:
+    if isinstance(err, UnsupportedModelError | OptionError | DataError | FetchError):
+        return err
+    if Path(folder).is_dir():
+        return DataError(
+            f"the files of {name!r} in {folder} are damaged or incomplete ({_first_line(err)}). "
+            "Delete the folder and load again."
+        )
+    return FetchError(
+        f"{name!r} is neither a known name ({', '.join(MODELS)}) nor a local folder, and could not "
+        f"be had from the hub ({_first_line(err)})." + did_you_mean(name, MODELS) + " Without a "
+        "network use wb.load('tiny') (`--model tiny`)."
+    )
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().split("\n")[0][:200] or type(err).__name__

@@ -1,0 +1,269 @@
+"""Capture a forward pass once, then run again only what changes.
+
+Two captures serve every locate-then-edit editor (spec locate-then-edit 6.2 and 6.3):
+
+- :class:`Replay` aligns all rows on one pivot column, keeps the columns before it as cached keys
+  and values of attention, and re-runs only columns from the pivot on, only in blocks from a given
+  one up. A change at the pivot cannot reach anything else (causality, residual stream).
+- :class:`Blocks` keeps the arguments of a range of blocks, so that single blocks can be called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from workbench.capabilities import get_module, readout, tensor_of
+from workbench.model import ModelView
+from workbench.tokens import Encoded, pad_right
+from workbench.trace import hidden_of
+
+__all__ = ["Blocks", "Replay", "capture_blocks"]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once every wanted block was entered."""
+
+
+@dataclass
+class Call:
+    """Arguments a block was called with, besides the hidden state."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Blocks:
+    """The input of block ``start`` and the arguments of blocks ``start`` to ``stop - 1``.
+
+    Attributes:
+        hidden: ``[rows, pos, d_model]`` input of block ``start``.
+        mask: ``[rows, pos]`` real tokens.
+    """
+
+    view: ModelView
+    start: int
+    hidden: Float[Tensor, "rows pos d_model"]
+    mask: Bool[Tensor, "rows pos"]
+    calls: dict[int, Call]
+
+    def run(self, layer: int, hidden: Tensor) -> Tensor:
+        """Output of one block for a given input."""
+        call = self.calls[layer]
+        return tensor_of(self.view.block(layer)(hidden, *call.args, **call.kwargs))
+
+    def take(self, rows: Int[Tensor, " n"]) -> Blocks:
+        """The same capture for some of its rows."""
+        n = self.hidden.shape[0]
+        calls = {
+            layer: Call(_take(c.args, rows, n), _take(c.kwargs, rows, n))
+            for layer, c in self.calls.items()
+        }
+        return Blocks(self.view, self.start, self.hidden[rows], self.mask[rows], calls)
+
+
+def capture_blocks(
+    view: ModelView, rows: Sequence[Sequence[int]], start: int, stop: int
+) -> Blocks:
+    """Run right-padded rows up to block ``stop`` and keep what blocks from ``start`` on were given.
+
+    Args:
+        rows: token ids, one sequence a row.
+        start: first block to keep.
+        stop: one past the last block to keep.
+    """
+    ids, mask = pad_right(rows, device=view.device)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+    with torch.no_grad():
+        hidden, calls = _record(view, inputs, range(start, stop))
+    return Blocks(view, start, hidden, mask, calls)
+
+
+class Replay:
+    """Rows aligned on a pivot column, ready to be re-run from block ``start`` on.
+
+    Args:
+        view: the model, in the state in which it is captured.
+        rows: encoded texts, at least one.
+        start: first block that is re-run.
+
+    Attributes:
+        hidden: ``[rows, pos, d_model]`` input of block ``start``; column 0 is the pivot.
+        mask: ``[rows, pos]`` real tokens among these columns.
+    """
+
+    def __init__(self, view: ModelView, rows: Sequence[Encoded], start: int) -> None:
+        self.view = view
+        self.start = start
+        self.pivots = [row.pivot for row in rows]
+        prefixes = [row.ids[: row.pivot] for row in rows]
+        with torch.no_grad():
+            cache, before = _prefix_cache(view, prefixes)
+            ids, self.mask = pad_right([r.ids[r.pivot :] for r in rows], device=view.device)
+            mask = torch.cat([before, self.mask], dim=1).long()
+            inputs = {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+            if _accepts_positions(view):
+                positions = (mask.cumsum(1) - 1).clamp_min(0)
+                inputs["position_ids"] = positions[:, before.shape[1] :]
+            width = before.shape[1]
+            self.hidden, self._calls = _record(view, inputs, range(start, view.n_layers))
+        self._cache = cache
+        self._past = {
+            layer: (cache.layers[layer].keys[:, :, :width], cache.layers[layer].values[:, :, :width])
+            for layer in range(start, view.n_layers)
+        }
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.hidden.shape[0])
+
+    def run(self, hidden: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos d_model"]:
+        """Output of the last block for another input of block ``start``; keeps gradients."""
+        for layer in range(self.start, self.view.n_layers):
+            past = self._cache.layers[layer]
+            past.keys, past.values = self._past[layer]
+            call = self._calls[layer]
+            hidden = tensor_of(self.view.block(layer)(hidden, *call.args, **call.kwargs))
+        return hidden
+
+    def logits(
+        self, residual: Tensor, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d_vocab"]:
+        """Logits at chosen positions of a last residual, columns counted from the pivot."""
+        picked = residual[rows.to(residual.device), columns.to(residual.device)]
+        return readout(self.view.model, self.view.layout, picked)
+
+    def take(self, rows: Int[Tensor, " n"]) -> Replay:
+        """The same capture for some of its rows, in the given order."""
+        small = object.__new__(Replay)
+        small.view, small.start = self.view, self.start
+        small.pivots = [self.pivots[i] for i in rows.tolist()]
+        n = self.n_rows
+        small.hidden, small.mask = _pick(self.hidden, rows), _pick(self.mask, rows)
+        small._past = {k: (_pick(a, rows), _pick(b, rows)) for k, (a, b) in self._past.items()}
+        small._cache = _empty_cache(self.view.n_layers, small._past)
+        swap = {id(self._cache): small._cache}
+        small._calls = {
+            layer: Call(_take(c.args, rows, n, swap), _take(c.kwargs, rows, n, swap))
+            for layer, c in self._calls.items()
+        }
+        return small
+
+
+def _record(
+    view: ModelView, inputs: dict[str, Any], layers: range
+) -> tuple[Tensor, dict[int, Call]]:
+    """Run the base model and keep what the given blocks were called with."""
+    base = get_module(view.model, view.layout.base)
+    assert base is not None
+    entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    with _watching(view, layers, entered):
+        try:
+            base(**inputs)
+        except _Stop:
+            pass
+    calls = {}
+    for layer, (args, kwargs) in entered.items():
+        rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        calls[layer] = Call(args[1:], rest)
+    return hidden_of(*entered[layers[0]]).detach(), calls
+
+
+@contextmanager
+def _watching(view: ModelView, layers: range, entered: dict[int, Any]) -> Iterator[None]:
+    def watch(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered[layer] = (args, dict(kwargs))
+            if layer == layers[-1]:
+                raise _Stop
+
+        return view.block(layer).register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [watch(layer) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _prefix_cache(
+    view: ModelView, prefixes: Sequence[Sequence[int]]
+) -> tuple[DynamicCache, Bool[Tensor, "rows width"]]:
+    """Keys and values of the prefixes, moved so that every prefix ends in the last column.
+
+    The forward pass pads on the right (no query is left without a key to attend to); columns that
+    hold no token are zeroed, since 0 · NaN would otherwise poison a masked sum.
+    """
+    real = torch.tensor([len(p) for p in prefixes], device=view.device)
+    ids, mask = pad_right([p or (0,) for p in prefixes], device=view.device)
+    width = ids.shape[1]
+    cache = DynamicCache()
+    base = get_module(view.model, view.layout.base)
+    assert base is not None
+    base(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+    source = torch.arange(width, device=view.device)[None] - (width - real)[:, None]
+    kept = source >= 0
+    for layer in cache.layers:
+        layer.keys = _shift(layer.keys, source, kept)
+        layer.values = _shift(layer.values, source, kept)
+    return cache, kept
+
+
+def _shift(x: Tensor, source: Tensor, kept: Tensor) -> Tensor:
+    source, kept = source.to(x.device), kept.to(x.device)
+    index = source.clamp_min(0)[:, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
+    moved = x.gather(2, index)
+    return torch.where(kept[:, None, :, None], moved, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _empty_cache(n_layers: int, past: dict[int, tuple[Tensor, Tensor]]) -> DynamicCache:
+    cache = DynamicCache()
+    some = next(iter(past.values()))
+    for layer in range(n_layers):
+        keys, values = past.get(layer, some)
+        cache.update(keys[:, :, :0], values[:, :, :0], layer)
+    return cache
+
+
+def _accepts_positions(view: ModelView) -> bool:
+    base = get_module(view.model, view.layout.base)
+    assert base is not None
+    return "position_ids" in inspect.signature(type(base).forward).parameters
+
+
+def _pick(x: Tensor, rows: Tensor) -> Tensor:
+    return x[rows.to(x.device)]
+
+
+def _take(value: Any, rows: Tensor, n: int, swap: dict[int, Any] | None = None) -> Any:
+    """Pick rows from everything that has them, in nested block arguments."""
+    if swap and id(value) in swap:
+        return swap[id(value)]
+    if isinstance(value, Tensor):
+        if value.ndim < 2 or value.shape[0] == 1 or value.shape[0] % n:
+            return value
+        if value.shape[0] == n:
+            return _pick(value, rows)
+        folded = value.view(n, -1, *value.shape[1:])  # Bloom's alibi folds heads into the batch
+        return _pick(folded, rows).flatten(0, 1)
+    if isinstance(value, tuple | list):
+        return type(value)(_take(v, rows, n, swap) for v in value)
+    if isinstance(value, dict):
+        return {k: _take(v, rows, n, swap) for k, v in value.items()}
+    return value
