@@ -1,0 +1,36 @@
+"""Editors: frozen configurations that compute edits and never write.
+
+:data:`EDITORS` lists those that work, by name.
+"""
+
+from __future__ import annotations
+
+from workbench.edits import Edit
+from workbench.editors.base import Editor
+from workbench.editors.finetune import FT, FTL, FTW
+from workbench.editors.locate import EMMET, MEMIT, ROME
+from workbench.errors import OptionError, did_you_mean
+
+__all__ = ["EDITORS", "EMMET", "FT", "FTL", "FTW", "MEMIT", "ROME", "Editor", "find_editor"]
+
+#: name → editor class
+EDITORS: dict[str, type[Editor]] = {
+    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET)
+}
+
+
+def find_editor(name: str) -> type[Editor]:
+    """The editor class of a name, in any case.
+
+    Raises:
+        OptionError: for an unknown name, with the nearest known one.
+    """
+    found = {known.lower(): cls for known, cls in EDITORS.items()}.get(name.lower())
+    if found is None:
+        raise OptionError(f"there is no editor {name!r}." + did_you_mean(name, EDITORS))
+    return found
+
+
+def rebuild_editor(edit: Edit) -> Editor:
+    """The editor that computed an edit, from its recorded configuration."""
+    return find_editor(edit.editor).from_config(edit.config)

@@ -1,0 +1,231 @@
+"""What every editor is: a frozen configuration with one verb, ``edit``, that computes an edit.
+
+The base class owns what must be the same for all of them: the checks before anything is computed,
+the lock on the view, and the promise that a failed or interrupted edit leaves the view as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Self
+
+import torch
+
+from workbench.citations import CITATIONS
+from workbench.edits import Delta, Edit, WeightEdit
+from workbench.errors import (
+    NumericalError,
+    OptionError,
+    RequestError,
+    UnsupportedEditorError,
+    did_you_mean,
+)
+from workbench.facts import EditRequest, as_requests, request_conflicts
+from workbench.layouts import DECODER
+from workbench.model import ModelView
+from workbench.tokens import context_length, encode_request
+
+__all__ = ["Editor", "storage_dtype", "store"]
+
+PRESET_NAMES = ("default", "paper", "repo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Editor(ABC):
+    """An editing method with its hyper-parameters.
+
+    Subclasses are frozen dataclasses; their fields are their options. The constructor only stores.
+
+    Attributes:
+        needs_subject: whether every request must name a subject.
+        requires: capabilities (see :mod:`workbench.capabilities`) the model must have.
+        reference: key of the method's entry in ``references.bib``.
+    """
+
+    needs_subject: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("linear",)
+    decoder_only: ClassVar[bool] = False
+    reference: ClassVar[str]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise OptionError(
+                    f"{cls.__name__} has no option {name!r}." + did_you_mean(name, known)
+                )
+        return super().__new__(cls)
+
+    # ------------------------------------------------------------------ the verb
+
+    def edit(self, view: ModelView, requests: Any, **given: Any) -> Edit:
+        """Compute an edit; the view is as before when this returns or raises.
+
+        Args:
+            view: the model in the state the edit builds on.
+            requests: an EditRequest, an EditCase or a list of them; one batch.
+            given: precomputed inputs an editor accepts, such as ``statistics``.
+
+        Raises:
+            UnsupportedEditorError: if the model lacks what the editor needs.
+            RequestError: for a missing subject, a prompt over the context length, conflicts.
+            OptionError: for an option out of range.
+            NumericalError: if NaN or Inf appears anywhere.
+        """
+        batch = as_requests(requests)
+        reason = self.unsupported(view)
+        if reason:
+            raise UnsupportedEditorError(f"{type(self).__name__} on {view.name}: {reason}")
+        self._check(view)
+        self._check_requests(view, batch)
+        began = time.perf_counter()
+        with view.writing(f"{type(self).__name__} edit of {len(batch)} facts"):
+            deltas, extra = self._compute(view, batch, **given)
+        edit = WeightEdit(
+            deltas=tuple(deltas),
+            requests=tuple(batch),
+            editor=type(self).__name__,
+            config=self.config(),
+            base=view.fingerprint,
+            parents=tuple(e.id for e in view.stack),
+            keys=extra.get("keys", {}),
+            report=extra.get("report", {}),
+            meta={"model": view.name, "seconds": time.perf_counter() - began} | _versions(),
+        )
+        if not edit.is_finite():
+            raise NumericalError(
+                f"{type(self).__name__} computed NaN or Inf for this batch; nothing was changed. "
+                "Try a smaller lr, or load the model in float32."
+            )
+        return edit
+
+    @abstractmethod
+    def _compute(
+        self, view: ModelView, requests: Sequence[EditRequest], **given: Any
+    ) -> tuple[list[Delta], dict[str, Any]]:
+        """Deltas, and ``keys`` and ``report`` of the edit."""
+
+    def _check(self, view: ModelView) -> None:
+        """Refuse options that are out of range for this view."""
+
+    def unsupported(self, view: ModelView) -> str | None:
+        """The reason why this editor cannot edit this model, None if it can."""
+        if self.decoder_only and view.kind != DECODER:
+            return (
+                f"it needs a decoder, this is a {view.kind} ({view.layout.family}). "
+                "Fine-tuning editors (FT, FTL, FTW) work here."
+            )
+        for name in self.requires:
+            if not getattr(view.capabilities, name):
+                why = view.capabilities.reasons.get(name, "it does not hold")
+                return f"it needs the capability {name!r}, but {why}."
+        return None
+
+    def _check_requests(self, view: ModelView, requests: Sequence[EditRequest]) -> None:
+        if self.needs_subject:
+            for req in requests:
+                if req.subject is None:
+                    raise RequestError(
+                        f"{type(self).__name__} needs a subject, the request {req.prompt!r} has "
+                        "none: EditRequest.from_text(text, subject=..., target_new=...)."
+                    )
+        clash = request_conflicts(requests)
+        if clash:
+            a, b = (requests[i] for i in clash[0])
+            raise RequestError(
+                f"requests {clash[0][0]} and {clash[0][1]} write different targets "
+                f"({a.target_new!r}, {b.target_new!r}) to {a.text!r}: keep one of them."
+            )
+        if view.kind == DECODER:
+            limit = context_length(view.model.config)
+            for req in requests:
+                encode_request(view.tokenizer, req, max_length=limit)
+        elif view.labels:
+            for req in requests:
+                if req.target_new not in view.labels:
+                    raise RequestError(
+                        f"target_new={req.target_new!r} is not a label of this classifier."
+                        + did_you_mean(req.target_new, view.labels)
+                    )
+
+    # ------------------------------------------------------------------ configuration
+
+    def config(self) -> dict[str, Any]:
+        """The fields, JSON-ready; ``type(editor).from_config`` rebuilds an equal editor."""
+        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild an editor from :meth:`config`, also after a round trip through JSON."""
+        return cls(**{k: _tupled(v) for k, v in config.items()})
+
+    def with_options(self, **options: Any) -> Self:
+        """The same editor with some options changed.
+
+        Raises:
+            OptionError: for an unknown option.
+        """
+        return dataclasses.replace(self, **options)
+
+    @classmethod
+    @abstractmethod
+    def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
+        """The editor with options that suit a model.
+
+        Args:
+            view: the model.
+            name: ``default`` (what we recommend), ``paper`` or ``repo`` (published behavior).
+            overrides: single options to change.
+
+        Raises:
+            OptionError: for an unknown preset or option, or where nothing is published.
+        """
+
+    @classmethod
+    def cite(cls) -> str:
+        """BibTeX entry of the method's paper."""
+        return CITATIONS[cls.reference]
+
+
+def check_preset_name(name: str) -> None:
+    """Refuse an unknown preset with the nearest known one."""
+    if name not in PRESET_NAMES:
+        raise OptionError(f"preset {name!r} is unknown." + did_you_mean(name, PRESET_NAMES))
+
+
+def storage_dtype(view: ModelView) -> torch.dtype:
+    """Dtype in which an edit's factors are kept: float32, float64 for float64 models."""
+    return torch.promote_types(view.dtype, torch.float32)
+
+
+def store(view: ModelView, layer: int, left: torch.Tensor, right: torch.Tensor) -> Delta:
+    """A low-rank delta of one layer's edited matrix, dense where that is smaller."""
+    dtype = storage_dtype(view)
+    name = view.weight_name(layer)
+    left, right = left.to(dtype), right.to(dtype)
+    d, m, r = left.shape[0], right.shape[0], left.shape[1]
+    if r * (d + m) >= d * m:
+        return Delta.dense(name, left @ right.T)
+    return Delta.low_rank(name, left, right)
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": torch.__version__}
+    for package in ("transformers", "workbench-editing"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,194 @@
+"""What the locate-then-edit editors share: options, contexts, statistics, the two-stage edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from workbench.editors.base import Editor
+from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
+from workbench.editors.locate.sweep import LayerWrite
+from workbench.editors.locate.targets import TargetOptions, Targets
+from workbench.errors import OptionError, did_you_mean
+from workbench.model import ModelView
+from workbench.stats import SecondMoment, identity_moment, require, second_moments
+
+__all__ = ["LocateEditor", "past_keys", "statistics_for"]
+
+KL_POSITIONS = ("subject_last", "prompt_end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateEditor(Editor):
+    """Options of every editor that locates a key, finds a target and writes it in closed form.
+
+    Args:
+        layers: edited layers; one or several (the residual is spread over several).
+        steps: forward passes of the target optimization; at most ``steps - 1`` updates.
+        lr: its Adam learning rate.
+        weight_decay: ω, multiplies ``‖delta‖ / ‖h0‖²``.
+        clamp: ``‖delta‖`` stays below this many ``‖h0‖``.
+        kl_factor: κ, multiplies the KL divergence on the anchor prompt "{subject} is a".
+        kl_position: ``subject_last`` (as released) or ``prompt_end`` (as in the paper).
+        stop_loss: an edit stops once its loss is below.
+        contexts: recipe of context templates: ``rome``, ``memit`` or ``bare``.
+        templates: fixed templates instead of sampled ones; the first must be ``"{}"``.
+        corpus: text for the key statistics: ``self`` (sampled from the model), a path, a hub id,
+            or ``identity`` (no statistics, C = I).
+        corpus_tokens: tokens of it; None for the default of :func:`workbench.stats.second_moments`.
+        seed: of template sampling and of the corpus.
+    """
+
+    layers: tuple[int, ...]
+    steps: int = 20
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    clamp: float = 4.0
+    kl_factor: float = 0.0625
+    kl_position: str = "subject_last"
+    stop_loss: float = 0.05
+    contexts: str = "memit"
+    templates: tuple[str, ...] | None = None
+    corpus: str = "self"
+    corpus_tokens: int | None = None
+    seed: int = 0
+
+    decoder_only: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("linear", "additive", "readout")
+
+    def _check(self, view: ModelView) -> None:
+        view.check_layers(self.layers)
+        name = type(self).__name__
+        if len(set(self.layers)) != len(self.layers):
+            raise OptionError(f"{name}: layers={self.layers} names a layer twice.")
+        for option, low in (("steps", 1), ("lr", 0), ("clamp", 0)):
+            if not getattr(self, option) >= low:
+                raise OptionError(f"{name}: {option}={getattr(self, option)} must be at least {low}.")
+        _one_of(name, "contexts", self.contexts, RECIPES)
+        _one_of(name, "kl_position", self.kl_position, KL_POSITIONS)
+        if self.templates is not None:
+            bad = [t for t in self.templates if t.count("{}") != 1]
+            if bad or not self.templates or self.templates[0] != "{}":
+                raise OptionError(
+                    f"{name}: templates must each hold one '{{}}' and start with '{{}}' itself; "
+                    f"found {(bad or list(self.templates))[:1]}."
+                )
+
+    def target_options(self) -> TargetOptions:
+        """The options of the target optimization."""
+        return TargetOptions(
+            steps=self.steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            clamp=self.clamp,
+            kl_factor=self.kl_factor,
+            kl_position=self.kl_position,
+            stop_loss=self.stop_loss,
+        )
+
+    def _contexts(self, view: ModelView) -> Contexts:
+        return contexts(view, self.contexts, self.seed, self.templates)
+
+
+def statistics_for(
+    editor: LocateEditor,
+    view: ModelView,
+    given: Mapping[int, SecondMoment] | None = None,
+) -> dict[int, SecondMoment]:
+    """Key statistics of the editor's layers: given ones, cached ones, or a new pass.
+
+    Raises:
+        StatisticsError: if given statistics are of another model or from too few tokens.
+    """
+    layers = list(editor.layers)
+    if given is not None:
+        missing = [x for x in layers if x not in given]
+        if missing:
+            raise OptionError(f"statistics lack layers {missing}: compute them for {layers}.")
+        found = {x: given[x] for x in layers}
+    elif editor.corpus == "identity":
+        found = {x: identity_moment(view, x) for x in layers}
+    else:
+        memory = view.cache.setdefault("statistics", {})
+        recipe = (editor.corpus, editor.corpus_tokens, editor.seed)
+        absent = [x for x in layers if (recipe, x) not in memory]
+        if absent:
+            new = second_moments(
+                view,
+                absent,
+                corpus=editor.corpus,
+                n_tokens=editor.corpus_tokens,
+                seed=editor.seed,
+            )
+            memory.update({(recipe, x): moment for x, moment in new.items()})
+        found = {x: memory[recipe, x] for x in layers}
+    for layer, moment in found.items():
+        require(moment, view, layer)
+    return found
+
+
+def past_keys(view: ModelView, layer: int) -> Tensor | None:
+    """Keys that the edits on the stack wrote at this layer, whoever wrote them, ``[d_mlp, p]``."""
+    name = view.weight_name(layer)
+    found = [e.keys[name] for e in view.stack if name in e.keys]
+    return torch.cat(found, dim=1) if found else None
+
+
+def report_of(
+    targets: Targets,
+    writes: Sequence[LayerWrite],
+    moments: Mapping[int, SecondMoment],
+    closure: Any,
+) -> dict[str, Any]:
+    """Tables of an edit: how the targets were found, and what each layer wrote."""
+    layers = []
+    for i, write in enumerate(writes):
+        leverage = moments[write.layer].factor.leverage(write.keys)
+        after = writes[i + 1].distance if i + 1 < len(writes) else None
+        for k in range(leverage.shape[0]):
+            row = {
+                "layer": write.layer,
+                "request": k,
+                "leverage": _round(leverage[k]),
+                "distance_before": _round(write.distance[k]),
+                "update_norm": _round(write.residual[:, k].norm() * write.x[:, k].norm()),
+            }
+            if closure is not None:
+                row["predicted_closure"] = _round(closure(leverage[k]))
+            if after is not None:
+                row["distance_after"] = _round(after[k])
+            layers.append(row)
+    return {"targets": summarize(targets), "layers": layers}
+
+
+def summarize(targets: Targets) -> list[dict[str, float]]:
+    """First and last step of every edit's target optimization; full traces stay in memory only."""
+    last: dict[int, dict[str, float]] = {}
+    first: dict[int, dict[str, float]] = {}
+    for row in targets.trace:
+        first.setdefault(int(row["request"]), row)
+        last[int(row["request"])] = row
+    return [
+        {
+            "request": i,
+            "updates": targets.updates[i],
+            "nll_before": _round(first[i]["nll"]),
+            "nll": _round(row["nll"]),
+            "prob": _round(row["prob"]),
+            "delta_norm": _round(row["delta_norm"]),
+        }
+        for i, row in sorted(last.items())
+    ]
+
+
+def _round(x: Any) -> float:
+    return float(f"{float(x):.5g}")
+
+
+def _one_of(editor: str, option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise OptionError(f"{editor}: {option}={value!r} is unknown." + did_you_mean(value, known))
