@@ -76,15 +76,30 @@ class Editor(ABC):
             OptionError: for an option out of range.
             NumericalError: if NaN or Inf appears anywhere.
         """
+        batch = self._admit(view, requests)
+        began = time.perf_counter()
+        with view.writing(f"{type(self).__name__} edit of {len(batch)} facts"):
+            deltas, extra = self._compute(view, batch, **given)
+        return self._finish(view, batch, deltas, extra, time.perf_counter() - began)
+
+    def _admit(self, view: ModelView, requests: Any) -> list[EditRequest]:
+        """Every check that can be made before anything is computed."""
         batch = as_requests(requests)
         reason = self.unsupported(view)
         if reason:
             raise UnsupportedEditorError(f"{type(self).__name__} on {view.name}: {reason}")
         self._check(view)
         self._check_requests(view, batch)
-        began = time.perf_counter()
-        with view.writing(f"{type(self).__name__} edit of {len(batch)} facts"):
-            deltas, extra = self._compute(view, batch, **given)
+        return batch
+
+    def _finish(
+        self,
+        view: ModelView,
+        batch: Sequence[EditRequest],
+        deltas: Sequence[Delta],
+        extra: Mapping[str, Any],
+        seconds: float,
+    ) -> Edit:
         edit = WeightEdit(
             deltas=tuple(deltas),
             requests=tuple(batch),
@@ -94,7 +109,7 @@ class Editor(ABC):
             parents=tuple(e.id for e in view.stack),
             keys=extra.get("keys", {}),
             report=extra.get("report", {}),
-            meta={"model": view.name, "seconds": time.perf_counter() - began} | _versions(),
+            meta={"model": view.name, "seconds": seconds} | _versions(),
         )
         if not edit.is_finite():
             raise NumericalError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,15 +11,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from workbench.editors.base import Editor
+from workbench.edits import Delta, Edit
+from workbench.editors.base import Editor, storage_dtype, store
 from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
 from workbench.editors.locate.sweep import LayerWrite
-from workbench.editors.locate.targets import TargetOptions, Targets
+from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
 from workbench.errors import OptionError, did_you_mean
+from workbench.facts import EditRequest, as_requests
 from workbench.model import ModelView
 from workbench.stats import SecondMoment, identity_moment, require, second_moments
 
-__all__ = ["LocateEditor", "past_keys", "statistics_for"]
+__all__ = [
+    "LocateEditor",
+    "deltas_of",
+    "keys_of",
+    "past_keys",
+    "report_of",
+    "statistics_for",
+    "summarize",
+]
 
 KL_POSITIONS = ("subject_last", "prompt_end")
 
@@ -68,8 +80,8 @@ class LocateEditor(Editor):
         for option, low in (("steps", 1), ("lr", 0), ("clamp", 0)):
             if not getattr(self, option) >= low:
                 raise OptionError(f"{name}: {option}={getattr(self, option)} must be at least {low}.")
-        _one_of(name, "contexts", self.contexts, RECIPES)
-        _one_of(name, "kl_position", self.kl_position, KL_POSITIONS)
+        one_of(name, "contexts", self.contexts, RECIPES)
+        one_of(name, "kl_position", self.kl_position, KL_POSITIONS)
         if self.templates is not None:
             bad = [t for t in self.templates if t.count("{}") != 1]
             if bad or not self.templates or self.templates[0] != "{}":
@@ -92,6 +104,72 @@ class LocateEditor(Editor):
 
     def _contexts(self, view: ModelView) -> Contexts:
         return contexts(view, self.contexts, self.seed, self.templates)
+
+    def edit_each(
+        self,
+        view: ModelView,
+        requests: Any,
+        *,
+        statistics: Mapping[int, SecondMoment] | None = None,
+    ) -> list[Edit]:
+        """Independent single edits, each for the view as it is now; their targets train together.
+
+        Equal to ``[self.edit(view, [r]) for r in requests]``, several times faster.
+
+        Args:
+            view: the model; it is as before afterwards.
+            requests: as in :meth:`edit`; conflicts between them are allowed.
+            statistics: key statistics by layer, computed or read from the cache if None.
+
+        Raises:
+            WorkbenchError: as :meth:`edit`.
+        """
+        batch = [r for item in as_requests(requests) for r in self._admit(view, item)]
+        began = time.perf_counter()
+        with view.writing(f"{type(self).__name__}: {len(batch)} single edits"):
+            moments = statistics_for(self, view, statistics)
+            texts = self._contexts(view)
+            targets = self._targets(view, batch, texts)
+            found = [
+                self._write(view, [r], texts, moments, targets.only([i]))
+                for i, r in enumerate(batch)
+            ]
+        seconds = (time.perf_counter() - began) / len(batch)
+        return [
+            self._finish(view, [r], deltas, extra, seconds)
+            for r, (deltas, extra) in zip(batch, found, strict=True)
+        ]
+
+    def _compute(
+        self,
+        view: ModelView,
+        requests: Sequence[EditRequest],
+        *,
+        statistics: Mapping[int, SecondMoment] | None = None,
+        **given: Any,
+    ) -> tuple[list[Delta], dict[str, Any]]:
+        moments = statistics_for(self, view, statistics)
+        texts = self._contexts(view)
+        targets = self._targets(view, requests, texts)
+        return self._write(view, requests, texts, moments, targets)
+
+    def _targets(
+        self, view: ModelView, requests: Sequence[EditRequest], texts: Contexts
+    ) -> Targets:
+        """Target vectors of a batch, at the output of the highest edited block."""
+        options = self.target_options()
+        return optimize_targets(view, requests, texts, max(self.layers), options)
+
+    @abstractmethod
+    def _write(
+        self,
+        view: ModelView,
+        requests: Sequence[EditRequest],
+        texts: Contexts,
+        moments: Mapping[int, SecondMoment],
+        targets: Targets,
+    ) -> tuple[list[Delta], dict[str, Any]]:
+        """Deltas that write the targets, and ``keys`` and ``report``."""
 
 
 def statistics_for(
@@ -138,6 +216,16 @@ def past_keys(view: ModelView, layer: int) -> Tensor | None:
     return torch.cat(found, dim=1) if found else None
 
 
+def deltas_of(view: ModelView, writes: Sequence[LayerWrite]) -> list[Delta]:
+    """The updates of a sweep as low-rank deltas."""
+    return [store(view, w.layer, w.residual, w.x) for w in writes]
+
+
+def keys_of(view: ModelView, writes: Sequence[LayerWrite]) -> dict[str, Tensor]:
+    """The keys a sweep wrote, by parameter name, ``[d_mlp, n]`` each."""
+    return {view.weight_name(w.layer): w.keys.to(storage_dtype(view)) for w in writes}
+
+
 def report_of(
     targets: Targets,
     writes: Sequence[LayerWrite],
@@ -153,14 +241,14 @@ def report_of(
             row = {
                 "layer": write.layer,
                 "request": k,
-                "leverage": _round(leverage[k]),
-                "distance_before": _round(write.distance[k]),
-                "update_norm": _round(write.residual[:, k].norm() * write.x[:, k].norm()),
+                "leverage": significant(leverage[k]),
+                "distance_before": significant(write.distance[k]),
+                "update_norm": significant(write.residual[:, k].norm() * write.x[:, k].norm()),
             }
             if closure is not None:
-                row["predicted_closure"] = _round(closure(leverage[k]))
+                row["predicted_closure"] = significant(closure(leverage[k]))
             if after is not None:
-                row["distance_after"] = _round(after[k])
+                row["distance_after"] = significant(after[k])
             layers.append(row)
     return {"targets": summarize(targets), "layers": layers}
 
@@ -176,19 +264,20 @@ def summarize(targets: Targets) -> list[dict[str, float]]:
         {
             "request": i,
             "updates": targets.updates[i],
-            "nll_before": _round(first[i]["nll"]),
-            "nll": _round(row["nll"]),
-            "prob": _round(row["prob"]),
-            "delta_norm": _round(row["delta_norm"]),
+            "nll_before": significant(first[i]["nll"]),
+            "nll": significant(row["nll"]),
+            "prob": significant(row["prob"]),
+            "delta_norm": significant(row["delta_norm"]),
         }
         for i, row in sorted(last.items())
     ]
 
 
-def _round(x: Any) -> float:
+def significant(x: Any) -> float:
     return float(f"{float(x):.5g}")
 
 
-def _one_of(editor: str, option: str, value: str, known: Sequence[str]) -> None:
+def one_of(editor: str, option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{editor}: {option}={value!r} is unknown." + did_you_mean(value, known))
+

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from workbench.edits import Delta
-from workbench.editors.locate.base import LocateEditor, report_of, statistics_for
-from workbench.editors.locate.memit import deltas_of, keys_of
+from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, report_of
+from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import equality
 from workbench.editors.locate.sweep import insertion_sweep
-from workbench.editors.locate.targets import optimize_targets
+from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import Preset, find, middle_layers
 from workbench.errors import NumericalError, OptionError
 from workbench.facts import EditRequest
@@ -68,12 +68,7 @@ class EMMET(LocateEditor):
         return self.alpha * self.scale if self.alpha > 0 and self.ridge_norm == 0 else None
 
     def _compute(
-        self,
-        view: ModelView,
-        requests: Sequence[EditRequest],
-        *,
-        statistics: Mapping[int, SecondMoment] | None = None,
-        **given: Any,
+        self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
         if self.alpha == 0 and len(requests) > view.d_mlp:
             raise NumericalError(
@@ -81,17 +76,21 @@ class EMMET(LocateEditor):
                 f"{view.d_mlp} dimensions: pass alpha=0.1 (soft, equal to MEMIT with "
                 "lam = alpha · scale) or use smaller batches."
             )
-        moments = statistics_for(self, view, statistics)
-        contexts = self._contexts(view)
-        targets = optimize_targets(
-            view, requests, contexts, max(self.layers), self.target_options()
-        )
+        return super()._compute(view, requests, **given)
 
+    def _write(
+        self,
+        view: ModelView,
+        requests: Sequence[EditRequest],
+        texts: Contexts,
+        moments: Mapping[int, SecondMoment],
+        targets: Targets,
+    ) -> tuple[list[Delta], dict[str, Any]]:
         def solve(layer: int, keys: Tensor) -> Tensor:
             factor, scale = self._factor(moments[layer])
             return equality(factor, keys, scale=scale, alpha=self.alpha)
 
-        writes = insertion_sweep(view, requests, contexts, self.layers, targets.z, solve)
+        writes = insertion_sweep(view, requests, texts, self.layers, targets.z, solve)
         report = report_of(targets, writes, moments, None)
         lam = self.equals_memit
         report["solver"] = [

@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from workbench.edits import Delta
-from workbench.editors.base import storage_dtype, store
-from workbench.editors.locate.base import LocateEditor, past_keys, report_of, statistics_for
+from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, past_keys, report_of
+from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import predicted_closure, ridge
-from workbench.editors.locate.sweep import LayerWrite, insertion_sweep
-from workbench.editors.locate.targets import optimize_targets
+from workbench.editors.locate.sweep import insertion_sweep
+from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import Preset, find, middle_layers
 from workbench.errors import OptionError
 from workbench.facts import EditRequest
@@ -60,19 +59,14 @@ class MEMIT(LocateEditor):
         if not 0 < self.closure < 1:
             raise OptionError(f"MEMIT: closure={self.closure} must lie between 0 and 1.")
 
-    def _compute(
+    def _write(
         self,
         view: ModelView,
         requests: Sequence[EditRequest],
-        *,
-        statistics: Mapping[int, SecondMoment] | None = None,
-        **given: Any,
+        texts: Contexts,
+        moments: Mapping[int, SecondMoment],
+        targets: Targets,
     ) -> tuple[list[Delta], dict[str, Any]]:
-        moments = statistics_for(self, view, statistics)
-        contexts = self._contexts(view)
-        targets = optimize_targets(
-            view, requests, contexts, max(self.layers), self.target_options()
-        )
         lams: dict[int, float] = {}
 
         def solve(layer: int, keys: Tensor) -> Tensor:
@@ -80,7 +74,7 @@ class MEMIT(LocateEditor):
             past = past_keys(view, layer) if self.accumulate else None
             return ridge(moments[layer].factor, keys, lams[layer], past)
 
-        writes = insertion_sweep(view, requests, contexts, self.layers, targets.z, solve)
+        writes = insertion_sweep(view, requests, texts, self.layers, targets.z, solve)
         lam = max(lams.values())
         report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, lam))
         report["solver"] = [{"layer": x, "lam": v} for x, v in lams.items()]
@@ -98,17 +92,6 @@ class MEMIT(LocateEditor):
         row = find(PRESETS, view, name, "MEMIT")
         options: dict[str, Any] = dict(row.options) if row else {"layers": middle_layers(view, 5)}
         return cls(**(options | overrides))
-
-
-def deltas_of(view: ModelView, writes: Sequence[LayerWrite]) -> list[Delta]:
-    """The updates of a sweep as low-rank deltas."""
-    return [store(view, w.layer, w.residual, w.x) for w in writes]
-
-
-def keys_of(view: ModelView, writes: Sequence[LayerWrite]) -> dict[str, Tensor]:
-    """The keys a sweep wrote, by parameter name."""
-    dtype = torch.float32 if storage_dtype(view) == torch.float32 else torch.float64
-    return {view.weight_name(w.layer): w.keys.to(dtype) for w in writes}
 
 
 _XL = {"layers": (13, 14, 15, 16, 17), "steps": 20, "lam": 20_000.0}

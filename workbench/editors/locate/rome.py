@@ -21,19 +21,21 @@ import torch
 from torch import Tensor
 
 from workbench.edits import Delta, WeightEdit
-from workbench.editors.base import store
+from workbench.editors.base import storage_dtype, store
 from workbench.editors.locate.base import (
     LocateEditor,
-    _one_of,
-    _round,
+    deltas_of,
+    keys_of,
+    one_of,
     report_of,
+    significant,
     statistics_for,
     summarize,
 )
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import rome_direction
 from workbench.editors.locate.sweep import insertion_sweep, subject_activations
-from workbench.editors.locate.targets import optimize_targets
+from workbench.editors.locate.targets import Targets, optimize_targets
 from workbench.editors.presets import Preset, find, middle_layers
 from workbench.facts import EditRequest
 from workbench.model import ModelView
@@ -76,7 +78,7 @@ class ROME(LocateEditor):
 
     def _check(self, view: ModelView) -> None:
         super()._check(view)
-        _one_of("ROME", "variant", self.variant, VARIANTS)
+        one_of("ROME", "variant", self.variant, VARIANTS)
 
     def _compute(
         self,
@@ -86,77 +88,77 @@ class ROME(LocateEditor):
         statistics: Mapping[int, SecondMoment] | None = None,
         **given: Any,
     ) -> tuple[list[Delta], dict[str, Any]]:
+        """One request after another, each on the model that the earlier ones left."""
         moments = statistics_for(self, view, statistics)
-        contexts = self._contexts(view)
-        one = self._one_layer if len(self.layers) == 1 else self._spread
-        written: list[_Written] = []
+        texts = self._contexts(view)
         base, parents = view.fingerprint, tuple(e.id for e in view.stack)
+        deltas: list[Delta] = []
+        found: list[dict[str, Any]] = []
         for request in track(requests, "facts") if len(requests) > 1 else requests:
-            so_far = WeightEdit(tuple(_joined(view, written)), (), "ROME", {}, base, parents)
-            with view.applied(*([so_far] if written else [])):
-                written.append(one(view, request, contexts, moments))
-        keys = {
-            view.weight_name(layer): torch.cat([w.keys[layer] for w in written], dim=1).float()
-            for layer in sorted(self.layers)
-        }
-        report = {
-            table: [row | {"request": i} for i, w in enumerate(written) for row in w.report[table]]
-            for table in written[0].report
-        }
-        return _joined(view, written), {"keys": keys, "report": report}
+            so_far = WeightEdit(tuple(deltas), (), "ROME", {}, base, parents)
+            with view.applied(*([so_far] if deltas else [])):
+                targets = self._targets(view, [request], texts)
+                new, extra = self._write(view, [request], texts, moments, targets)
+            deltas = _joined(deltas, new) if deltas else new
+            found.append(extra)
+        return deltas, _merged(found)
 
-    def _one_layer(
+    def _targets(
+        self, view: ModelView, requests: Sequence[EditRequest], texts: Contexts
+    ) -> Targets:
+        if len(self.layers) > 1:
+            return super()._targets(view, requests, texts)
+        options = self.target_options()
+        return optimize_targets(view, requests, texts, self.layers[0], options, part="value")
+
+    def _write(
         self,
         view: ModelView,
-        request: EditRequest,
-        contexts: Contexts,
+        requests: Sequence[EditRequest],
+        texts: Contexts,
         moments: Mapping[int, SecondMoment],
-    ) -> _Written:
+        targets: Targets,
+    ) -> tuple[list[Delta], dict[str, Any]]:
+        if len(self.layers) > 1:
+            return self._spread(view, requests, texts, moments, targets)
         (layer,) = self.layers
-        targets = optimize_targets(
-            view, [request], contexts, layer, self.target_options(), part="value"
-        )
-        keys, values = subject_activations(view, [request], contexts, layer)
+        moment = moments[layer]
+        keys, values = subject_activations(view, requests, texts, layer)
         step = rank_one(
-            moments[layer],
+            moment,
             keys=keys[0],
             values=values[0],
             v_star=targets.z[:, 0].to(keys),
-            weights=contexts.tensor(keys),
+            weights=texts.tensor(keys),
             variant=self.variant,
         )
         row = {
             "layer": layer,
-            "tau": _round(step.tau),
-            "leverage": _round(moments[layer].factor.leverage(step.key[:, None])[0]),
-            "update_norm": _round(step.left.norm() * step.right.norm()),
+            "request": 0,
+            "tau": significant(step.tau),
+            "leverage": significant(moment.factor.leverage(step.key[:, None])[0]),
+            "update_norm": significant(step.left.norm() * step.right.norm()),
         }
-        return _Written(
-            {layer: (step.left[:, None], step.right[:, None])},
-            {layer: step.key[:, None]},
-            {"targets": summarize(targets), "layers": [row]},
-        )
+        key = step.key[:, None].to(storage_dtype(view))
+        return [store(view, layer, step.left[:, None], step.right[:, None])], {
+            "keys": {view.weight_name(layer): key},
+            "report": {"targets": summarize(targets), "layers": [row]},
+        }
 
     def _spread(
         self,
         view: ModelView,
-        request: EditRequest,
-        contexts: Contexts,
+        requests: Sequence[EditRequest],
+        texts: Contexts,
         moments: Mapping[int, SecondMoment],
-    ) -> _Written:
-        targets = optimize_targets(
-            view, [request], contexts, max(self.layers), self.target_options()
-        )
-
+        targets: Targets,
+    ) -> tuple[list[Delta], dict[str, Any]]:
         def solve(layer: int, keys: Tensor) -> Tensor:
             return rome_direction(moments[layer].factor, keys[:, 0])[:, None]
 
-        writes = insertion_sweep(view, [request], contexts, self.layers, targets.z, solve)
-        return _Written(
-            {w.layer: (w.residual, w.x) for w in writes},
-            {w.layer: w.keys for w in writes},
-            report_of(targets, writes, moments, None),
-        )
+        writes = insertion_sweep(view, requests, texts, self.layers, targets.z, solve)
+        report = report_of(targets, writes, moments, None)
+        return deltas_of(view, writes), {"keys": keys_of(view, writes), "report": report}
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
@@ -166,13 +168,6 @@ class ROME(LocateEditor):
         if name == "repo" or name == "paper":
             options.setdefault("variant", "rome")
         return cls(**(options | overrides))
-
-
-@dataclass(frozen=True)
-class _Written:
-    factors: dict[int, tuple[Tensor, Tensor]]
-    keys: dict[int, Tensor]
-    report: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -215,18 +210,27 @@ def rank_one(
     return RankOne(left * scale, u / scale, constraint, tau)
 
 
-def _joined(view: ModelView, written: Sequence[_Written]) -> list[Delta]:
-    if not written:
-        return []
+def _joined(old: Sequence[Delta], new: Sequence[Delta]) -> list[Delta]:
+    """Deltas of the same parameters as one, factors side by side."""
+    sides = ("left", "right")
     return [
-        store(
-            view,
-            layer,
-            torch.cat([w.factors[layer][0] for w in written], dim=1),
-            torch.cat([w.factors[layer][1] for w in written], dim=1),
+        Delta.low_rank(
+            a.parameter, *(torch.cat([a.tensors[s], b.tensors[s]], dim=1) for s in sides)
         )
-        for layer in sorted(written[0].factors)
+        for a, b in zip(old, new, strict=True)
     ]
+
+
+def _merged(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keys = {
+        name: torch.cat([extra["keys"][name] for extra in found], dim=1)
+        for name in found[0]["keys"]
+    }
+    report = {
+        table: [row | {"request": i} for i, f in enumerate(found) for row in f["report"][table]]
+        for table in found[0]["report"]
+    }
+    return {"keys": keys, "report": report}
 
 
 _EASY = {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0, "corpus": "identity"}

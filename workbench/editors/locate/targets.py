@@ -71,6 +71,14 @@ class Targets:
         """What was added to ``h0``."""
         return self.z - self.h0
 
+    def only(self, which: Sequence[int]) -> Targets:
+        """The targets of some edits, renumbered from 0."""
+        place = {i: k for k, i in enumerate(which)}
+        kept = [r | {"request": place[r["request"]]} for r in self.trace if r["request"] in place]
+        index = torch.tensor(list(which))
+        updates = [self.updates[i] for i in which]
+        return Targets(self.z[:, index], self.h0[:, index], updates, kept)
+
 
 def optimize_targets(
     view: ModelView,
