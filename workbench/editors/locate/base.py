@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
 from workbench.editors.locate.sweep import LayerWrite
 from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
 from workbench.errors import OptionError, did_you_mean
-from workbench.facts import EditRequest, as_requests
+from workbench.facts import EditCase, EditRequest, as_requests
 from workbench.model import ModelView
 from workbench.stats import SecondMoment, identity_moment, require, second_moments
+
+if TYPE_CHECKING:
+    from workbench.editors.locate.calibrate import Calibration
 
 __all__ = [
     "LocateEditor",
@@ -101,6 +104,40 @@ class LocateEditor(Editor):
             kl_position=self.kl_position,
             stop_loss=self.stop_loss,
         )
+
+    @classmethod
+    def calibrate(
+        cls,
+        view: ModelView,
+        cases: Sequence[EditCase],
+        *,
+        layers: Sequence[int] | None = None,
+        n_layers: int | None = None,
+        closure: float = 0.5,
+        **options: Any,
+    ) -> Calibration:
+        """Choose layer and λ for a model: a sweep of single edits, scored.
+
+        Args:
+            view: the model.
+            cases: 20 to 50 facts with paraphrase and neighborhood probes.
+            layers: candidates for the highest edited layer; None tries up to eight.
+            n_layers: consecutive layers to edit; None takes as many as the preset has.
+            closure: share of its residual that the median edit shall close in one layer.
+            options: options of the editor that stay fixed, such as ``lr`` or ``steps``.
+
+        Returns:
+            A :class:`~workbench.editors.locate.calibrate.Calibration` with ``.table``,
+            ``.figure``, ``.closure`` and ``.editor``.
+
+        Example:
+            >>> wb.MEMIT.calibrate(view, wb.datasets.tiny()[:20]).editor
+        """
+        from workbench.editors.locate.calibrate import calibrate  # it builds on editors
+
+        start = cls.preset(view, **options)
+        width = len(start.layers) if n_layers is None else n_layers
+        return calibrate(start, view, cases, layers=layers, n_layers=width, closure=closure)
 
     def _contexts(self, view: ModelView) -> Contexts:
         return contexts(view, self.contexts, self.seed, self.templates)
@@ -191,19 +228,9 @@ def statistics_for(
     elif editor.corpus == "identity":
         found = {x: identity_moment(view, x) for x in layers}
     else:
-        memory = view.cache.setdefault("statistics", {})
-        recipe = (editor.corpus, editor.corpus_tokens, editor.seed)
-        absent = [x for x in layers if (recipe, x) not in memory]
-        if absent:
-            new = second_moments(
-                view,
-                absent,
-                corpus=editor.corpus,
-                n_tokens=editor.corpus_tokens,
-                seed=editor.seed,
-            )
-            memory.update({(recipe, x): moment for x, moment in new.items()})
-        found = {x: memory[recipe, x] for x in layers}
+        found = second_moments(
+            view, layers, corpus=editor.corpus, n_tokens=editor.corpus_tokens, seed=editor.seed
+        )
     for layer, moment in found.items():
         require(moment, view, layer)
     return found
@@ -253,10 +280,10 @@ def report_of(
     return {"targets": summarize(targets), "layers": layers}
 
 
-def summarize(targets: Targets) -> list[dict[str, float]]:
+def summarize(targets: Targets) -> list[dict[str, Any]]:
     """First and last step of every edit's target optimization; full traces stay in memory only."""
-    last: dict[int, dict[str, float]] = {}
-    first: dict[int, dict[str, float]] = {}
+    last: dict[int, dict[str, Any]] = {}
+    first: dict[int, dict[str, Any]] = {}
     for row in targets.trace:
         first.setdefault(int(row["request"]), row)
         last[int(row["request"])] = row

@@ -31,7 +31,7 @@ from workbench.trace import Site, frozen, trace
 __all__ = ["TargetOptions", "Targets", "optimize_targets"]
 
 #: Suffix tokens (rows × columns from the subject on) of one micro-batch.
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS = 1024
 #: Finished edits leave the micro-batch when they are at least this share of it.
 COMPACT_SHARE = 0.2
 
@@ -64,7 +64,7 @@ class Targets:
     z: Float[Tensor, "d_model n"]
     h0: Float[Tensor, "d_model n"]
     updates: list[int]
-    trace: list[dict[str, float]] = field(repr=False)
+    trace: list[dict[str, Any]] = field(repr=False)
 
     @property
     def delta(self) -> Float[Tensor, "d_model n"]:
@@ -109,7 +109,7 @@ def optimize_targets(
     z = torch.zeros(n, view.d_model, dtype=dtype)
     h0 = torch.zeros_like(z)
     updates = [0] * n
-    records: list[dict[str, float]] = []
+    records: list[dict[str, Any]] = []
     with Bar("targets", n) as bar, frozen(view.model):
         for chunk in _chunks(rows):
             found = _Chunk(view, chunk, layer, part, options).optimize()
@@ -170,7 +170,7 @@ class _Found:
     z: Tensor
     h0: Tensor
     updates: Tensor
-    records: list[dict[str, float]]
+    records: list[dict[str, Any]]
 
 
 class _Gather:
@@ -337,7 +337,7 @@ class _Chunk:
         head = torch.stack([active.to(self.dtype), torch.full_like(norm, step)])
         return torch.cat([head, parts.detach(), norm[None]])[:, ~stopped]
 
-    def _records(self, log: list[Tensor]) -> list[dict[str, float]]:
+    def _records(self, log: list[Tensor]) -> list[dict[str, Any]]:
         names = ("request", "step", "loss", "nll", "kl", "weight_decay", "prob", "delta_norm")
         table = torch.cat(log, dim=1).T.tolist()
         rows = [dict(zip(names, row, strict=True)) for row in table]
