@@ -39,9 +39,10 @@ HUB = {
 }
 #: Opening words of the model's own text, one after another; the tokenizer adds its own bos.
 OPENINGS = (
-    "The In A On It He She They We I This When After During Since For At As One There Many Most "
-    "While Although According Born Located Founded Early Today First By"
-).split()
+    *("The", "In", "A", "On", "It", "He", "She", "They", "We", "I", "This", "When", "After"),
+    *("During", "Since", "For", "At", "As", "One", "There", "Many", "Most", "While", "Although"),
+    *("According", "Born", "Located", "Founded", "Early", "Today", "First", "By"),
+)
 #: Rows of the model's own text that are sampled, and saved, together.
 CHUNK = 32
 #: Sampling of the model's own text: wide enough for variety, cut where small models ramble.
@@ -159,7 +160,7 @@ def _own_text(
     source = {
         "corpus": "self",
         "tokenizer": tokenizer_hash(view),
-        "openings": OPENINGS,
+        "openings": list(OPENINGS),
         "chunk": CHUNK,
         "top_k": SELF_TOP_K,
         "temperature": SELF_TEMPERATURE,
@@ -265,7 +266,7 @@ def _texts(
     return _hub(name, seed)
 
 
-def _given(texts: list[str]) -> tuple[dict[str, Any], Callable[[], Iterator[str]]]:
+def _given(texts: list[Any]) -> tuple[dict[str, Any], Callable[[], Iterator[str]]]:
     digest = hashlib.sha256()
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -370,9 +371,7 @@ def _stream(repo: str, config: str | None, revision: str, seed: int) -> Iterable
             f"corpus {repo!r} needs the package datasets (pip install datasets). {_ELSEWHERE}"
         ) from err
     try:
-        rows = datasets.load_dataset(
-            repo, config, split="train", revision=revision, streaming=True
-        )
+        rows = datasets.load_dataset(repo, config, split="train", revision=revision, streaming=True)
         return rows.shuffle(seed=seed, buffer_size=10_000)  # type: ignore[no-any-return]
     except Exception as err:
         raise FetchError(

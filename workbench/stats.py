@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
@@ -33,16 +27,15 @@ from torch import Tensor
 from workbench import places
 from workbench.corpora import Corpus, open_corpus
 from workbench.edits import write_atomically
-from workbench.errors import DataError, NumericalError, OptionError, StatisticsError, StorageError
-from workbench.layouts import DECODER
-from workbench.linalg import Factor, cholesky
+from workbench.errors import DataError, OptionError, StatisticsError, StorageError
+from workbench.keysums import KeySums, Plan, collect, pack, plan_batches, unpack
 from workbench.model import ModelView, fingerprint_of
-from workbench.progress import Bar
-from workbench.tokens import context_length, pad_right
-from workbench.trace import Site, trace
+from workbench.moments import SecondMoment, identity_moment, import_npz, require, too_few
+from workbench.tokens import context_length
 
 __all__ = [
     "SecondMoment",
+    "default_tokens",
     "estimate",
     "identity_moment",
     "import_npz",
@@ -51,86 +44,10 @@ __all__ = [
 ]
 
 FORMAT = "workbench-stats/1"
-#: Running sums are saved after this many seconds, and never for more than a tenth of the time.
-CHECKPOINT_SECONDS = 20.0
-CHECKPOINT_SHARE = 0.1
 #: Raw keys kept of each layer.
 N_RESERVOIR = 512
-#: Random directions along which the two halves of the corpus are compared.
-N_DIRECTIONS = 16
-#: Up to this size the condition number comes from all eigenvalues, beyond from power iterations.
-EXACT_SPECTRUM = 4096
 #: Bytes of moments that a view remembers, so that repeated edits neither load nor factor again.
 REMEMBERED_BYTES = 8 * 2**30
-
-
-@dataclass(frozen=True, eq=False)
-class SecondMoment:
-    """E[k kᵀ] of the keys of one layer.
-
-    Attributes:
-        layer: the block.
-        matrix: ``[d_mlp, d_mlp]`` float64, symmetric, on the CPU; saved without loss.
-        mean: ``[d_mlp]`` mean key, float64; NaN where an imported file has none.
-        n_tokens: keys that were averaged.
-        fingerprint: of the pristine model.
-        source: corpus, seed, lengths and everything else the numbers depend on.
-        reservoir: ``[d_mlp, n]`` float32, a uniform sample of raw keys without replacement.
-        sampling_error: relative Frobenius error of the matrix from the difference between two
-            halves of the corpus, None if unknown.
-    """
-
-    layer: int
-    matrix: Float[Tensor, "d_mlp d_mlp"]
-    mean: Float[Tensor, " d_mlp"]
-    n_tokens: int
-    fingerprint: str
-    source: dict[str, Any] = field(repr=False)
-    reservoir: Float[Tensor, "d_mlp n"] = field(repr=False)
-    sampling_error: float | None = None
-
-    @property
-    def d_mlp(self) -> int:
-        """Size of a key."""
-        return self.matrix.shape[0]
-
-    @cached_property
-    def factor(self) -> Factor:
-        """Cholesky factor of the matrix, made once."""
-        return cholesky(self.matrix)
-
-    def leverage(self, keys: Float[Tensor, "d_mlp n"]) -> Float[Tensor, " n"]:
-        """``kᵀ C⁻¹ k`` of each key; the mean over all tokens behind C is exactly ``d_mlp``."""
-        return self.factor.leverage(keys)
-
-    def check(self) -> dict[str, float]:
-        """How good the estimate is.
-
-        Returns:
-            ``mean_leverage`` of the reservoir and its ratio to ``d_mlp`` (near 1 for a healthy
-            matrix; exactly 1 over all tokens), ``condition`` number, ``effective_rank``
-            (tr(C)² / ‖C‖²), ``jitter`` that factoring needed, ``tokens_per_dimension``,
-            ``sampling_error``. NaN where unknown.
-        """
-        n = self.reservoir.shape[1]
-        mean = float(self.leverage(self.reservoir).mean()) if n else math.nan
-        error = self.sampling_error
-        return {
-            "d_mlp": float(self.d_mlp),
-            "mean_leverage": mean,
-            "leverage_ratio": mean / self.d_mlp,
-            "condition": _condition(self),
-            "effective_rank": float(self.matrix.trace() ** 2 / self.matrix.square().sum()),
-            "jitter": self.factor.jitter,
-            "tokens_per_dimension": self.n_tokens / self.d_mlp,
-            "sampling_error": math.nan if error is None else error,
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"<SecondMoment of layer {self.layer}: {self.d_mlp} × {self.d_mlp}, "
-            f"{self.n_tokens:,} tokens of {self.source.get('corpus')}>"
-        )
 
 
 def second_moments(
@@ -203,12 +120,8 @@ def second_moments(
     found = {layer: _recall(view, folder, recipe, layer) for layer in layers}
     missing = sorted({layer for layer, moment in found.items() if moment is None})
     if missing:
-        with view.pristine(), torch.no_grad(), torch.autocast(view.device.type, enabled=False):
-            run = _Pass(view, text, recipe, missing, batch_tokens, folder, layers)
-            for layer in missing:
-                found[layer] = run.moment(layer)
-                _remember(view, folder, recipe, run.moment(layer))
-            run.forget()
+        for moment in _compute(view, text, recipe, missing, batch_tokens, folder):
+            found[moment.layer] = moment
     return {layer: require(found[layer], view, layer) for layer in layers}  # type: ignore[arg-type]
 
 
@@ -216,79 +129,6 @@ def default_tokens(view: ModelView, corpus: Any = "self") -> int:
     """Tokens that are enough (2506.04226: 10 · d_mlp reproduce the full score; spec 1.5)."""
     own = isinstance(corpus, str) and corpus == "self"
     return max(16 * view.d_mlp, 20_000) if own else max(32 * view.d_mlp, 200_000)
-
-
-def require(moment: SecondMoment, view: ModelView, layer: int) -> SecondMoment:
-    """Return the moment if it fits the model and the layer.
-
-    Raises:
-        StatisticsError: if it is of another model, layer or size, or from too few tokens.
-        NumericalError: if it holds NaN or Inf.
-    """
-    if moment.fingerprint != view.fingerprint:
-        raise StatisticsError(
-            f"statistics of another model: these were computed on {moment.fingerprint}, "
-            f"{view.name} is {view.fingerprint}. Compute them with second_moments(view, [{layer}])."
-        )
-    if moment.layer != layer:
-        raise StatisticsError(f"statistics of layer {moment.layer} were given for layer {layer}.")
-    if tuple(moment.matrix.shape) != (view.d_mlp, view.d_mlp):
-        raise StatisticsError(
-            f"the matrix of layer {layer} is {tuple(moment.matrix.shape)}, the keys of {view.name} "
-            f"have {view.d_mlp} entries: these are statistics of another site or model."
-        )
-    if moment.n_tokens < view.d_mlp and moment.source.get("corpus") != "identity":
-        raise StatisticsError(_too_few(moment.n_tokens, view.d_mlp))
-    if not bool(moment.matrix.isfinite().all()):
-        raise NumericalError(
-            f"the statistics of layer {layer} hold NaN or Inf: load the model in a wider dtype "
-            "(dtype='float32') and compute them again."
-        )
-    return moment
-
-
-def identity_moment(view: ModelView, layer: int) -> SecondMoment:
-    """C = I: every direction of key space counts alike; needs no corpus."""
-    view.check_layers([layer])
-    m = view.d_mlp
-    return SecondMoment(
-        layer=layer,
-        matrix=torch.eye(m, dtype=torch.float64),
-        mean=torch.zeros(m, dtype=torch.float64),
-        n_tokens=0,
-        fingerprint=view.fingerprint,
-        source={"corpus": "identity"},
-        reservoir=torch.zeros(m, 0),
-    )
-
-
-def import_npz(path: str | os.PathLike[str], view: ModelView, layer: int) -> SecondMoment:
-    """Read statistics that ROME or MEMIT published or computed.
-
-    Args:
-        path: a .npz with ``mom2.mom2`` (the *sum* of k kᵀ) and ``mom2.count``, as their running
-            statistics save it, or with the mean as ``C`` (and its ``count`` if known).
-        view: the model; that the file belongs to it cannot be checked beyond its size.
-        layer: the block.
-
-    Raises:
-        DataError: if the file is missing, damaged or has other fields.
-        StatisticsError: if its size does not fit or its tokens are too few.
-    """
-    path = Path(path)
-    view.check_layers([layer])
-    matrix, count = _read_npz(path)
-    moment = SecondMoment(
-        layer=layer,
-        matrix=(matrix + matrix.T) / 2 if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-        else matrix,
-        mean=torch.full((matrix.shape[0],), math.nan, dtype=torch.float64),
-        n_tokens=view.d_mlp if count is None else count,
-        fingerprint=view.fingerprint,
-        source={"corpus": f"imported from {path.name}", "count": count},
-        reservoir=torch.zeros(matrix.shape[0], 0),
-    )  # fmt: skip
-    return require(moment, view, layer)
 
 
 def estimate(
@@ -320,4 +160,198 @@ def estimate(
     return cost | {"seconds": busy / _flop_per_second(view)}
 
 
-# ------------------------------------------------------------------ the pass
+# ------------------------------------------------------------------ computing
+
+
+def _compute(
+    view: ModelView,
+    text: Corpus,
+    recipe: dict[str, Any],
+    layers: list[int],
+    batch_tokens: int,
+    folder: Path | None,
+) -> Iterator[SecondMoment]:
+    """One pass for the layers; each moment is kept before the next one is made."""
+    partial = None
+    if folder is not None:
+        run = recipe | {"batch_tokens": batch_tokens}
+        partial = folder / f"run-{fingerprint_of(run)}.partial"
+        _require_room(folder, estimate(view, layers, recipe["n_tokens"])["disk_bytes"])
+    with view.pristine(), torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+        plan = _plan(view, text, recipe, batch_tokens)
+        sums = collect(view, layers, plan, seed=recipe["seed"], partial=partial)
+    source = recipe | {"ids_sha256": plan.digest, "n_rows": len(plan.rows)}
+    for layer in layers:
+        moment = _moment(layer, sums.pop(layer), plan, source, view.fingerprint)
+        _remember(view, folder, recipe, moment)
+        yield moment
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+
+
+def _plan(view: ModelView, text: Corpus, recipe: dict[str, Any], batch_tokens: int) -> Plan:
+    wanted = recipe["n_tokens"]
+    if wanted < view.d_mlp:
+        raise StatisticsError(too_few(wanted, view.d_mlp))
+    plan = plan_batches(
+        text.read(wanted),
+        batch_tokens=batch_tokens,
+        skipped=int(recipe["skip_first_token"]),
+        n_picked=recipe["n_reservoir"],
+        seed=recipe["seed"],
+    )
+    if plan.n_tokens < view.d_mlp:
+        raise StatisticsError(too_few(plan.n_tokens, view.d_mlp))
+    advised = min(wanted, 10 * view.d_mlp)
+    if plan.n_tokens < advised:
+        warnings.warn(
+            f"corpus {recipe['corpus']!r} has {plan.n_tokens:,} tokens, fewer than {advised:,}: "
+            "the statistics are rough (see SecondMoment.check).",
+            stacklevel=4,
+        )
+    return plan
+
+
+def _moment(
+    layer: int, sums: KeySums, plan: Plan, source: dict[str, Any], fingerprint: str
+) -> SecondMoment:
+    n, n_even = plan.n_tokens, plan.n_even
+    return SecondMoment(
+        layer=layer,
+        matrix=unpack(pack(sums.second).div_(n), len(sums.first)),
+        mean=sums.first / n,
+        n_tokens=n,
+        fingerprint=fingerprint,
+        source=source,
+        reservoir=sums.kept.T,
+        sampling_error=sums.split_half_error(n, n_even, source["seed"]),
+    )
+
+
+def _check_options(length: int, n_tokens: int, batch_tokens: int, n_reservoir: int) -> None:
+    for name, value, low in (
+        ("sequence_length", length, 2),
+        ("n_tokens", n_tokens, 1),
+        ("batch_tokens", batch_tokens, 1),
+        ("n_reservoir", n_reservoir, 0),
+    ):
+        if value < low:
+            raise OptionError(f"{name}={value}: it must be {low} or more.")
+
+
+def _config(view: ModelView) -> Any:
+    return view.model.config.get_text_config(decoder=True)
+
+
+def _flop_per_second(view: ModelView) -> float:
+    a = torch.ones(1024, 1024, device=view.device)
+    float((a @ a)[0, 0])  # warm
+    start = time.perf_counter()
+    float((a @ a)[0, 0])
+    return float(2 * 1024**3 / (time.perf_counter() - start))
+
+
+# ------------------------------------------------------------------ keeping
+
+
+def _folder(cache: bool | str | os.PathLike[str] | None) -> Path | None:
+    if cache is None or cache is False:
+        return None
+    return places.cache_dir("stats") if cache is True else Path(cache)
+
+
+def _require_room(folder: Path, need: float) -> None:
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < 2 * need:  # the running sums lie beside the results for a while
+        raise StorageError(
+            f"key statistics need {2 * need / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f}: "
+            "free some space, choose another folder (cache=...), or keep nothing (cache=None)."
+        )
+
+
+def _name(recipe: dict[str, Any], layer: int) -> str:
+    return fingerprint_of(recipe | {"layer": layer})
+
+
+def _remember(
+    view: ModelView, folder: Path | None, recipe: dict[str, Any], moment: SecondMoment
+) -> None:
+    if folder is None:
+        return
+    name = _name(recipe, moment.layer)
+    tensors = {
+        "upper": pack(moment.matrix),
+        "mean": moment.mean,
+        "reservoir": moment.reservoir.contiguous(),
+    }
+    manifest = {
+        "recipe": recipe | {"layer": moment.layer},
+        "source": moment.source,
+        "n_tokens": moment.n_tokens,
+        "sampling_error": moment.sampling_error,
+        "model": view.name,
+        "sha256": _digest(tensors),
+    }
+    note = {"workbench": json.dumps(manifest, sort_keys=True)}
+    write_atomically(folder / f"{name}.safetensors", safetensors_bytes(tensors, metadata=note))
+    _hold(view, (str(folder), name), moment)
+
+
+def _recall(
+    view: ModelView, folder: Path | None, recipe: dict[str, Any], layer: int
+) -> SecondMoment | None:
+    """The moment from memory or disk; a damaged file is reported and computed again."""
+    if folder is None:
+        return None
+    name = _name(recipe, layer)
+    held = view.cache.get("stats", {}).get((str(folder), name))
+    path = folder / f"{name}.safetensors"
+    if held is not None or not path.is_file():
+        return held  # type: ignore[no-any-return]
+    try:
+        moment = _load(path, recipe | {"layer": layer})
+    except DataError as err:
+        warnings.warn(f"{err} It is computed again.", stacklevel=4)
+        return None
+    _hold(view, (str(folder), name), moment)
+    return moment
+
+
+def _load(path: Path, recipe: dict[str, Any]) -> SecondMoment:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            manifest = json.loads((handle.metadata() or {})["workbench"])
+            tensors = {k: handle.get_tensor(k) for k in ("upper", "mean", "reservoir")}
+        if manifest["recipe"] != recipe or manifest["sha256"] != _digest(tensors):
+            raise ValueError("its content does not match its manifest")
+        return SecondMoment(
+            layer=recipe["layer"],
+            matrix=unpack(tensors["upper"], len(tensors["mean"])),
+            mean=tensors["mean"],
+            n_tokens=manifest["n_tokens"],
+            fingerprint=recipe["fingerprint"],
+            source=manifest["source"],
+            reservoir=tensors["reservoir"],
+            sampling_error=manifest["sampling_error"],
+        )
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as err:
+        raise DataError(
+            f"the statistics file {path} is damaged ({err}): delete it if this comes back."
+        ) from err
+
+
+def _hold(view: ModelView, key: tuple[str, str], moment: SecondMoment) -> None:
+    """Remember in memory; the oldest go when the budget (matrix and factor) is spent."""
+    held = view.cache.setdefault("stats", {})
+    held[key] = moment
+    while len(held) > 1 and len(held) * 16 * moment.d_mlp**2 > REMEMBERED_BYTES:
+        del held[next(iter(held))]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()

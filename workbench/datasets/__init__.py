@@ -7,7 +7,7 @@ validated one by one, and the returned list carries a ``.report`` of what was le
     cases.report.counts
 """
 
-from workbench.datasets.corpora import texts
+from workbench.datasets.corpora import snippets, texts
 from workbench.datasets.counterfacts import counterfact, multi_counterfact
 from workbench.datasets.generic import SCHEMAS, load_cases
 from workbench.datasets.own import facts, tiny
@@ -26,6 +26,7 @@ __all__ = [
     "fetch",
     "load_cases",
     "multi_counterfact",
+    "snippets",
     "texts",
     "tiny",
     "where",

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from workbench.datasets.reading import explain, open_text, suffix_of
+from workbench.datasets.reading import explain, open_text, read_rows, suffix_of
+from workbench.datasets.sources import fetch
 from workbench.errors import DataError, FetchError, OptionError
 
-__all__ = ["texts"]
+__all__ = ["snippets", "texts"]
 
 _READ_ERRORS = (OSError, EOFError, UnicodeDecodeError)
 
@@ -60,6 +61,30 @@ def texts(
     return islice(found, limit)
 
 
+def snippets(path: str | os.PathLike[str] | None = None) -> dict[tuple[str, str], list[str]]:
+    """Reference texts of ROME's consistency score: (relation id, target id) → texts.
+
+    Args:
+        path: ``attribute_snippets.json`` or ``.json.gz``; None fetches it once.
+
+    Raises:
+        DataError: for a missing, damaged or malformed file.
+        FetchError: if it has to be fetched and cannot be.
+
+    Example:
+        >>> references = wb.datasets.snippets()["P103", "Q1860"]  # doctest: +SKIP
+    """
+    file = fetch("attribute_snippets") if path is None else Path(path).expanduser()
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in read_rows(file):
+        try:
+            key = (row.data["relation_id"], row.data["target_id"])
+            found.setdefault(key, []).extend(s["text"] for s in row.data["samples"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{file}, {row.place} is not a snippet record ({error!r}).") from error
+    return found
+
+
 def _lines(path: Path) -> Iterator[str]:
     for _, line in _numbered(path):
         yield line
@@ -99,8 +124,8 @@ def _hub(name: str, config: str | None, split: str, field: str) -> Iterator[str]
     except Exception as error:  # the hub client raises many kinds
         first = str(error).strip().split("\n")[0][:200]
         raise FetchError(
-            f"the data set {name!r} could not be had from the hub ({first}). Offline: give a .txt or "
-            ".jsonl file."
+            f"the data set {name!r} could not be had from the hub ({first}). Offline: give "
+            "a .txt or .jsonl file."
         ) from error
     return (t for i, r in enumerate(records) if (t := _text(r, field, f"{name}, record {i}")))
 

@@ -130,7 +130,7 @@ def without_conflicts(rows: Sequence[Row]) -> list[Row]:
 
 
 def _fact(fields: Any) -> tuple[str, str] | None:
-    """What the record is about: subject and relation (its id, or the prompt where there is none)."""
+    """What the record is about: subject and relation (its id, else the prompt)."""
     rewrite = fields.get("requested_rewrite") if isinstance(fields, dict) else None
     if not isinstance(rewrite, dict):
         return None

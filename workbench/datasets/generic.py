@@ -95,7 +95,8 @@ def recognize(rows: Sequence[Row], path: Path) -> str:
             return schema
     known = "; ".join(f"{name} ({', '.join(keys)}, ...)" for name, keys in SCHEMAS.items())
     raise DataError(
-        f"{path} has an unknown schema: its first record has the keys {', '.join(map(str, first))}. "
+        f"{path} has an unknown schema: its first record has the keys "
+        f"{', '.join(map(str, first))}. "
         f"Known schemas: {known}. Rename your columns, or make EditCase objects yourself."
     )
 

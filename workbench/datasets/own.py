@@ -96,17 +96,17 @@ def _load(
     skip_bad: bool,
 ) -> Cases:
     file = _shipped_file(name) if path is None else Path(path).expanduser()
-    rows: Sequence[Row] = read_rows(file)
-    if known_to is not None:
-        rows = _known(rows, known_to, file)
+    rows = read_rows(file)
+    kept = rows if known_to is None else _known(rows, known_to, file)
     return build(
-        rows,
+        kept,
         own_case,
         source=str(file),
         schema="facts",
         limit=limit,
         case_ids=case_ids,
         skip_bad=skip_bad,
+        counts={} if known_to is None else {"unknown": len(rows) - len(kept)},
     )
 
 

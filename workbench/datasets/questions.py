@@ -1,8 +1,9 @@
 """zsRE in MEND's schema, and EasyEdit's one-rephrase, one-locality schema.
 
-The literature uses zsRE in two ways that cannot be compared (spec 4.4). MEMIT writes the true answer
-and measures token accuracy, locality against the gold answer; EasyEdit and CoachHook write a
-counterfactual and measure locality as agreement with the unedited model.
+The literature uses zsRE in two ways that cannot be compared. MEMIT (arXiv 2210.07229) writes the
+true answer and measures token accuracy, locality against the gold answer; EasyEdit (2308.07269) and
+CoachHook (2403.05330) write a counterfactual and measure locality as agreement with the unedited
+model.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ def warn_literal(cases: Cases) -> Cases:
     n = cases.report.counts.get("literal", 0)
     if n:
         warn(
-            f"{n} of {len(cases)} prompts do not contain their subject; they were loaded as literal "
-            "prompts (subject=None), which locate-then-edit editors refuse.",
+            f"{n} of {len(cases)} prompts do not contain their subject; they were loaded as "
+            "literal prompts (subject=None), which locate-then-edit editors refuse.",
             stacklevel=3,
         )
     return cases

@@ -30,8 +30,9 @@ class LoadReport:
         schema: ``counterfact``, ``zsre``, ``easyedit``, ``facts`` or ``table``.
         rows: records in the file.
         skipped: (place, reason) of every bad row; empty unless ``skip_bad=True``.
-        counts: how many cases carry a flag (``literal``, ``rebuilt``, ``no_locality``), and
-            ``conflicts`` for records removed by :func:`~workbench.datasets.multi_counterfact`.
+        counts: how many cases carry a flag (``literal``, ``rebuilt``, ``no_locality``), and how
+            many rows were taken out: ``conflicts`` (:func:`~workbench.datasets.multi_counterfact`)
+            and ``unknown`` (``known_to=``).
     """
 
     source: str
@@ -74,7 +75,7 @@ def build(
         limit: stop after so many good cases; rows behind are not looked at.
         case_ids: only these, in this order.
         skip_bad: leave bad rows out with a warning instead of raising.
-        counts: counts already made, for the report.
+        counts: reason → rows taken out before, for the report.
 
     Raises:
         DataError: for bad rows, with the places of the first few.
@@ -92,7 +93,7 @@ def build(
     report = LoadReport(
         source=source,
         schema=schema,
-        rows=len(rows),
+        rows=len(rows) + sum((counts or {}).values()),
         skipped=tuple(bad),
         counts={**(counts or {}), **flags},
     )

@@ -1,0 +1,98 @@
+"""The command line: help, mistakes, ``check`` and ``demo``."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench import __main__ as cli
+
+COMMANDS = ("demo", "lab", "check")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert f"example: workbench {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dmo"], "there is no command 'dmo'. Did you mean 'demo'?"),
+        (["demo", "--modle", "tiny"], "Did you mean '--model'?"),
+        (["demo", "--model"], "expected one argument"),
+        (["check"], "required: MODEL"),
+        (["check", "/no/such/folder"], "no model folder at /no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(words, said, capsys):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+
+
+def test_an_interrupt_ends_quietly(monkeypatch, capsys):
+    def stop(*args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_check", stop)
+    assert cli.main(["check", "tiny"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_check_says_what_a_model_can_do(make_model, tokenizer, tmp_path, capsys):
+    make_model("gemma2").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert cli.main(["check", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "gemma2 decoder, 4 layers" in out
+    assert "linear      yes" in out and "additive    no: a norm stands between" in out
+    assert "FT          yes" in out and "MEMIT       no: " in out
+
+
+def test_lab_outside_a_checkout_copies_and_keeps_changes(monkeypatch, tmp_path):
+    package = tmp_path / "site" / "workbench"
+    shipped = package / "data" / "tutorials" / "01_your_first_edit.ipynb"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("shipped")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(cli.places, "__file__", str(package / "places.py"))
+    monkeypatch.setattr(cli.places, "in_checkout", lambda: False)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: calls.append(command) or 0)
+    assert cli.main(["lab", "--port", "8899"]) == 0
+    copy = work / cli.COPIES / "tutorials" / "01_your_first_edit.ipynb"
+    assert copy.read_text() == "shipped"
+    assert calls[0][-3:] == [str(copy), "--port", "8899"]
+    copy.write_text("mine")
+    cli.main(["lab"])
+    assert copy.read_text() == "mine"
+
+
+def _check_demo(out: str, report: str, new: str) -> None:
+    assert "undone: every weight is what it was, to the bit." in out
+    lines = out.splitlines()
+    digests = [ln.rsplit(" ", 1)[1] for ln in lines if ln.startswith("SHA-256")]
+    assert len(digests) == 3 and digests[0] == digests[2] != digests[1]
+    first = next(i for i, ln in enumerate(lines) if ln.startswith("next token")) + 1
+    assert repr(new) in lines[first] and out.count(" s] ") == 5
+    assert report.count("wb-figure") >= 2 and new in report
+
+
+def test_demo_on_tiny(tiny, tmp_path, capsys):
+    from workbench import datasets
+
+    new = datasets.tiny(limit=1)[0].request.target_new
+    assert cli.main(["demo", "--model", "tiny", "--out", str(tmp_path / "r.html")]) == 0
+    _check_demo(capsys.readouterr().out, (tmp_path / "r.html").read_text(), new)
+
+
+@pytest.mark.slow
+def test_demo_on_the_default_model(smollm2, tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "r.html")]) == 0
+    _check_demo(capsys.readouterr().out, (tmp_path / "r.html").read_text(), "English")

@@ -1,0 +1,198 @@
+"""Figures: every one has title, units, hover and its finding in words; both themes are readable."""
+
+from __future__ import annotations
+
+import base64
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from browsers import require_chromium
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench import plots
+from workbench.errors import OptionError, WorkbenchError
+from workbench.plots import theme
+
+BEFORE = pd.DataFrame(
+    {"token": [" French", " Italian", " the", "<|end|>"], "prob": [0.57, 0.06, 0.05, 0.001]}
+)
+AFTER = pd.DataFrame({"token": [" English", " French", " the"], "prob": [0.9, 0.004, 0.003]})
+SUMMARY = pd.DataFrame(
+    {
+        "kind": ["score", "neighborhood", "efficacy"],
+        "n": [3, 30, 3],
+        "success": [0.8, 0.7, 1.0],
+        "low": [0.7, 0.6, 0.9],
+        "high": [0.9, 0.8, 1.0],
+        "exact": [np.nan, 0.4, 0.9],
+    }
+)
+LAYERS = np.arange(6)
+DRIFT = pd.DataFrame({"layer": LAYERS, "relative": [0, 0, 0.01, 0.03, 0, 0]})
+SWEEP = pd.DataFrame({"layer": LAYERS, "efficacy": 1 - LAYERS / 10, "score": [1, 4, 9, 4, 1, 0]})
+SWEEP["score"] /= 10
+CLOSURE = pd.DataFrame({"lam": [1.0, 10.0, 1e4], "predicted_closure": [0.99, 0.9, 0.1]})
+TRACE = pd.DataFrame(
+    [
+        {"request": r, "step": s, "loss": 5 - s, "nll": 4 - s, "kl": 0.1, "prob": s / 4 - r / 9}
+        for r in range(2)
+        for s in range(5)
+    ]
+)
+FIGURES = {
+    "tokens": lambda **k: plots.plot_next_tokens(BEFORE, AFTER, target="English", **k),
+    "summary": lambda **k: plots.plot_summary({"a": SUMMARY, "b": SUMMARY}, **k),
+    "drift": lambda **k: plots.plot_drift(DRIFT, **k),
+    "drift of two": lambda **k: plots.plot_drift(
+        pd.concat([DRIFT.assign(editor=e) for e in ("A", "B")]), by="editor", **k
+    ),
+    "sweep": lambda **k: plots.plot_layer_sweep(SWEEP, chosen=2, **k),
+    "closure": lambda **k: plots.plot_closure(CLOSURE, chosen=15.0, **k),
+    "trace": lambda **k: plots.plot_target_trace(TRACE, **k),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_every_figure_is_complete(name, look):
+    fig = FIGURES[name](theme=look, title="A title")
+    spec = fig.to_dict()
+    assert fig.layout.title.text == "A title"
+    assert plots.alt_text(fig).endswith(".") and plots.alt_text(fig) != "A title"
+    assert (fig.layout.width, fig.layout.height) == plots.SIZES["wide"]
+    assert fig.layout.template.layout.autosize is False
+    for axis in (k for k in spec["layout"] if k.startswith("xaxis")):
+        assert spec["layout"][axis]["title"]["text"]
+    drawn = [t for t in fig.data if t.x is not None and t.x[0] is not None]
+    assert drawn and all(t.hovertext is not None or t.hovertemplate for t in drawn)
+    assert fig.layout.template.layout.paper_bgcolor == theme._INK[look]["paper"]
+
+
+def _luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a: str, b: str) -> float:
+    low, high = sorted((_luminance(a), _luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_colors_stand_out_from_the_paper(look):
+    ink = theme._INK[look]
+    assert min(_contrast(c, ink["paper"]) for c in plots.theme.PALETTE) >= 3
+    assert _contrast(ink["ink"], ink["paper"]) >= 7
+    assert min(_contrast(c, ink["paper"]) for c in (ink["soft"], theme.NEUTRAL)) >= 3.9
+
+
+def test_target_and_old_answer_are_pinned_and_marked():
+    many = pd.DataFrame(
+        {"token": [f" word{i}" for i in range(20)] + [" French", " English"], "prob": 0.01}
+    )
+    many.loc[20:, "prob"] = [1e-4, 1e-5]
+    fig = plots.plot_next_tokens(many, AFTER, target="English", old="French", top_k=3)
+    ticks = fig.layout.yaxis.ticktext
+    assert ticks[:1] == ("English <b>(target)</b>",)
+    assert any(t == "French <b>(old)</b>" for t in ticks) and len(ticks) == 5
+    assert "target 'English' goes from < 0.1 % to 90 %" in plots.alt_text(fig)
+
+
+def test_the_longest_first_token_of_the_answer_is_marked():
+    table = pd.DataFrame({"token": [" N", " New", " Old"], "prob": [0.5, 0.3, 0.2]})
+    fig = plots.plot_next_tokens(table, target="New York")
+    assert fig.layout.yaxis.ticktext == ("N", "New <b>(target)</b>", "Old")
+
+
+def test_tokens_that_look_alike_or_like_markup_stay_apart():
+    table = pd.DataFrame(
+        {"token": [" a", "a", "<b>", " ", "\n"], "prob": [0.5, 0.2, 0.1, 0.1, 0.1]}
+    )
+    ticks = plots.plot_next_tokens(table).layout.yaxis.ticktext
+    assert ticks == ("␣a", "a", "&lt;b&gt;", "␣", "⏎")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.floats(0, 1), min_size=1, max_size=15))
+def test_any_tokens_can_be_drawn(probs):
+    table = pd.DataFrame({"token": list(probs), "prob": list(probs.values())})
+    fig = plots.plot_next_tokens(table, AFTER, target="English")
+    n = len(fig.layout.yaxis.ticktext)
+    assert n <= 8 and all(len(bar.x) == n for bar in fig.data)
+    assert max(fig.data[0].x) <= fig.layout.xaxis.range[1] or np.isnan(fig.data[0].x).any()
+
+
+def test_summary_shows_intervals_exact_match_and_the_order_of_kinds():
+    fig = plots.plot_summary(SUMMARY)
+    assert fig.layout.yaxis.ticktext == ("efficacy", "neighborhood", "score")
+    exact, success = fig.data[0], fig.data[1]
+    assert "open" in exact.marker.symbol and list(success.y) == [2, 1, 0]
+    np.testing.assert_allclose(success.error_x.arrayminus, [0.1, 0.1, 0.1])
+    assert "95 %: 60.0 to 80.0" in success.hovertext[1]
+
+
+def test_the_chosen_layer_may_come_from_the_table():
+    fig = plots.plot_layer_sweep(SWEEP.assign(chosen=SWEEP["layer"] == 2))
+    assert fig.layout.shapes[0].x0 == 2
+    assert "score peaks at layer 2 (90 %); layer 2 is chosen" in plots.alt_text(fig)
+
+
+def test_drift_says_which_layers_moved():
+    assert "2 of 6 layers moved, most layer 3 (3.0 %)" in plots.alt_text(plots.plot_drift(DRIFT))
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "missing"),
+    [
+        (plots.plot_next_tokens, AFTER.drop(columns="prob"), "prob"),
+        (plots.plot_summary, SUMMARY.drop(columns="kind"), "kind"),
+        (plots.plot_drift, DRIFT.drop(columns="relative"), "frobenius"),
+        (plots.plot_layer_sweep, SWEEP[["layer"]], "efficacy"),
+        (plots.plot_closure, CLOSURE.drop(columns="lam"), "lam"),
+        (plots.plot_target_trace, TRACE.drop(columns="prob"), "prob"),
+    ],
+)
+def test_a_missing_column_is_named(draw, table, missing):
+    with pytest.raises(OptionError, match=missing):
+        draw(table)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(OptionError, match="no rows"):
+        plots.plot_drift(DRIFT.head(0))
+    with pytest.raises(OptionError, match="Did you mean 'dark'"):
+        plots.template("drak")
+    with pytest.raises(OptionError, match="size='big'"):
+        plots.plot_drift(DRIFT, size="big")
+    with pytest.raises(OptionError, match="positive"):
+        plots.plot_closure(CLOSURE.assign(lam=0.0))
+
+
+def test_without_plotly_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(WorkbenchError, match=r"pip install 'workbench-editing\[lab\]'"):
+        plots.plot_drift(DRIFT)
+
+
+def test_a_bundle_has_words_and_the_figure_and_no_still_in_a_live_session(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("WORKBENCH_HEADLESS", raising=False)
+    shown = plots.show(plots.plot_drift(DRIFT))
+    out = shown._repr_mimebundle_()
+    assert out["text/plain"] == repr(shown) == plots.alt_text(shown.figure)
+    assert set(out) == {"text/plain", "application/vnd.plotly.v1+json"}
+
+
+def test_a_headless_bundle_has_a_still_that_does_not_change(monkeypatch):
+    require_chromium()
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "1")
+    fig = plots.plot_drift(DRIFT)
+    stills = {plots.bundle(fig, interactive=False)["image/png"] for _ in range(2)}
+    assert len(stills) == 1
+    png = base64.b64decode(stills.pop())
+    assert png.startswith(b"\x89PNG")
+    assert [int.from_bytes(png[i : i + 4], "big") for i in (16, 20)] == [900, 380]

@@ -1,0 +1,210 @@
+"""The command line: ``workbench demo``, ``lab``, ``check``.
+
+Imports are made inside the commands, so that ``--help`` answers at once. An error raised on purpose
+becomes one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from workbench import places
+from workbench.errors import OptionError, WorkbenchError, did_you_mean
+
+__all__ = ["main"]
+
+FIRST_NOTEBOOKS = ("notebooks/workbench.ipynb", "tutorials/01_your_first_edit.ipynb")
+#: Folder that ``workbench lab`` makes outside a checkout.
+COPIES = "workbench-notebooks"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: the words after ``workbench``; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        return 0
+    try:
+        _require_command(parser, words[0])
+        args, rest = parser.parse_known_args(words)
+        if rest and not args.takes_more:
+            raise OptionError(_unknown(parser, args.command, rest[0]))
+        return int(args.run(args, rest))
+    except WorkbenchError as err:
+        print(f"workbench: {err}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("workbench: stopped; nothing was left half-done.", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes as :class:`OptionError` instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}. See `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="workbench",
+        description="A workbench for model editing: ROME, MEMIT and their kin, with exact undo.",
+        epilog="example: workbench demo --model tiny",
+        allow_abbrev=False,
+    )
+    commands = _Commands(parser)
+    demo = commands.add(
+        "demo",
+        _demo,
+        "edit one fact, measure it, undo it, and write an HTML report",
+        "workbench demo --model tiny --out report.html",
+    )
+    demo.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help="smollm2-135m (fetched once, 93 MB), tiny (offline), a folder or a hub id "
+        "(default: %(default)s)",
+    )
+    demo.add_argument(
+        "--out",
+        default="workbench-report.html",
+        metavar="FILE",
+        help="the report (default: %(default)s)",
+    )
+    commands.add(
+        "lab",
+        _lab,
+        "open JupyterLab on the workbench notebook; more options go to Jupyter",
+        "workbench lab --port 8899 --no-browser",
+        takes_more=True,
+    )
+    check = commands.add(
+        "check",
+        _check,
+        "say what a model can do and which editors apply to it",
+        "workbench check smollm2-135m",
+    )
+    check.add_argument("model", metavar="MODEL", help="a name, a folder or a hub id")
+    return parser
+
+
+class _Commands:
+    """Adds commands that all look alike: one line of help and an example."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.made = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        parser.set_defaults(takes_more=False)
+
+    def add(
+        self, name: str, run: object, text: str, example: str, *, takes_more: bool = False
+    ) -> argparse.ArgumentParser:
+        parser = self.made.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: {example}",
+            allow_abbrev=False,
+        )
+        parser.set_defaults(run=run, takes_more=takes_more)
+        return parser
+
+
+def _require_command(parser: argparse.ArgumentParser, word: str) -> None:
+    known = _subparsers(parser)
+    if not word.startswith("-") and word not in known:
+        raise OptionError(f"there is no command {word!r}." + did_you_mean(word, known))
+
+
+def _unknown(parser: argparse.ArgumentParser, command: str, word: str) -> str:
+    known = [o for a in _subparsers(parser)[command]._actions for o in a.option_strings]
+    return f"`workbench {command}` has no option {word!r}." + did_you_mean(word, known)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+# -------------------------------------------------------------------- commands
+
+
+def _demo(args: argparse.Namespace, rest: list[str]) -> int:
+    _quiet()
+    from workbench.demo import run_demo
+
+    return 0 if run_demo(args.model, args.out).restored else 1
+
+
+def _check(args: argparse.Namespace, rest: list[str]) -> int:
+    _quiet()
+    from workbench.editors import EDITORS
+    from workbench.pretrained import load
+
+    view = load(args.model)
+    print(view.describe())
+    for name in ("linear", "additive", "readout"):
+        holds = getattr(view.capabilities, name)
+        print(f"  {name:<12}{'yes' if holds else 'no: ' + view.capabilities.reasons[name]}")
+    print("editors:")
+    for name, editor in EDITORS.items():
+        try:
+            reason = editor.preset(view).unsupported(view)
+        except WorkbenchError as err:
+            reason = str(err)
+        print(f"  {name:<12}{'yes' if reason is None else 'no: ' + reason}")
+    return 0
+
+
+def _lab(args: argparse.Namespace, rest: list[str]) -> int:
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise WorkbenchError(
+            "JupyterLab is not installed: pip install 'workbench-editing[lab]', or use `./run lab` "
+            "in a checkout."
+        )
+    top = _notebooks()
+    first = next((top / n for n in FIRST_NOTEBOOKS if (top / n).is_file()), None)
+    if first is None:
+        raise WorkbenchError(f"there is no notebook under {top}: get the repository again.")
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={top}", str(first)]
+    return subprocess.call([*command, *rest])
+
+
+def _notebooks() -> Path:
+    """The folder that holds ``notebooks/`` and ``tutorials/``: the checkout, or fresh copies."""
+    package = Path(places.__file__).parent
+    if places.in_checkout():
+        return package.parent
+    copies = Path.cwd() / COPIES
+    for name in ("notebooks", "tutorials"):
+        for source in sorted((package / "data" / name).rglob("*.ipynb")):
+            target = copies / name / source.relative_to(package / "data" / name)
+            if not target.exists():  # a person's changes are never written over
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+    return copies
+
+
+def _quiet() -> None:
+    """No loading bars and no retry notes: the commands say what they do themselves."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""How good an edit is, and what it did to everything else.
+
+before = wb.metrics.reference(view, cases)
+view.push(edit)
+scores = wb.score(view, cases, reference=before)
+wb.summary(scores)
+"""
+
+from workbench.metrics.generation import generate_text, next_tokens
+from workbench.metrics.language import (
+    consistency,
+    fluency,
+    ngram_entropy,
+    perplexity,
+    text_likelihoods,
+)
+from workbench.metrics.references import Reference
+from workbench.metrics.scoring import PROTOCOLS, reference, score
+from workbench.metrics.summaries import harmonic_mean, median_kl, summary
+
+__all__ = [
+    "PROTOCOLS",
+    "Reference",
+    "consistency",
+    "fluency",
+    "generate_text",
+    "harmonic_mean",
+    "median_kl",
+    "next_tokens",
+    "ngram_entropy",
+    "perplexity",
+    "reference",
+    "score",
+    "summary",
+    "text_likelihoods",
+]

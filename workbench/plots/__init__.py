@@ -1,0 +1,30 @@
+"""Tables in, plotly figures out.
+
+No function here computes with a model or shows anything; figures carry their finding in words in
+``fig.layout.meta["alt"]``. Needs the extra ``lab`` (plotly), imported on first use.
+"""
+
+from __future__ import annotations
+
+from workbench.plots.layers import plot_drift, plot_layer_sweep
+from workbench.plots.optimization import plot_closure, plot_target_trace
+from workbench.plots.scores import plot_summary
+from workbench.plots.shown import Shown, alt_text, bundle, show, still
+from workbench.plots.theme import SIZES, template
+from workbench.plots.tokens import plot_next_tokens
+
+__all__ = [
+    "SIZES",
+    "Shown",
+    "alt_text",
+    "bundle",
+    "plot_closure",
+    "plot_drift",
+    "plot_layer_sweep",
+    "plot_next_tokens",
+    "plot_summary",
+    "plot_target_trace",
+    "show",
+    "still",
+    "template",
+]
