@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import sys
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from workbench import plots
 from workbench.errors import OptionError, WorkbenchError
-from workbench.plots import theme
+from workbench.plots import shown, theme
 
 BEFORE = pd.DataFrame(
     {"token": [" French", " Italian", " the", "<|end|>"], "prob": [0.57, 0.06, 0.05, 0.001]}
@@ -135,6 +137,12 @@ def test_summary_shows_intervals_exact_match_and_the_order_of_kinds():
     assert "95 %: 60.0 to 80.0" in success.hovertext[1]
 
 
+def test_a_success_that_counts_exact_matches_is_an_open_mark_alone():
+    fig = plots.plot_summary(SUMMARY.assign(measure=["harmonic", "exact", "two-way"]))
+    assert np.isnan(fig.data[1].x[1]) and fig.data[0].x[1] == 0.4
+    assert "neighborhood 70 % (exact match)" in plots.alt_text(fig)
+
+
 def test_the_chosen_layer_may_come_from_the_table():
     fig = plots.plot_layer_sweep(SWEEP.assign(chosen=SWEEP["layer"] == 2))
     assert fig.layout.shapes[0].x0 == 2
@@ -181,9 +189,9 @@ def test_without_plotly_the_extra_is_named(monkeypatch):
 def test_a_bundle_has_words_and_the_figure_and_no_still_in_a_live_session(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("WORKBENCH_HEADLESS", raising=False)
-    shown = plots.show(plots.plot_drift(DRIFT))
-    out = shown._repr_mimebundle_()
-    assert out["text/plain"] == repr(shown) == plots.alt_text(shown.figure)
+    view = plots.show(plots.plot_drift(DRIFT))
+    out = view._repr_mimebundle_()
+    assert out["text/plain"] == repr(view) == plots.alt_text(view.figure)
     assert set(out) == {"text/plain", "application/vnd.plotly.v1+json"}
 
 
@@ -196,3 +204,18 @@ def test_a_headless_bundle_has_a_still_that_does_not_change(monkeypatch):
     png = base64.b64decode(stills.pop())
     assert png.startswith(b"\x89PNG")
     assert [int.from_bytes(png[i : i + 4], "big") for i in (16, 20)] == [900, 380]
+
+
+def test_a_browser_that_does_not_start_is_given_up(monkeypatch):
+    async def never(self: object) -> None:
+        await asyncio.sleep(60)
+
+    stuck = type("Kaleido", (), {"__aenter__": never})
+    monkeypatch.setitem(sys.modules, "kaleido", type(sys)("kaleido"))
+    monkeypatch.setattr(sys.modules["kaleido"], "Kaleido", stuck, raising=False)
+    monkeypatch.setattr(shown, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(shown, "has_browser", lambda: True)
+    monkeypatch.setattr(shown, "_camera", functools.cache(shown._camera.__wrapped__))
+    with pytest.warns(UserWarning, match="no stills of figures"):
+        assert shown.still(plots.plot_drift(DRIFT)) is None
+    assert shown.still(plots.plot_drift(DRIFT)) is None

@@ -179,7 +179,7 @@ def test_refusals_say_what_to_do() -> None:
     with pytest.raises(OptionError, match="top_k=0"):
         sample(view, prompts(2), max_length=5, top_k=0)
     with pytest.raises(OptionError, match="temperature=0"):
-        sample(view, prompts(2), max_length=5, temperature=0)
+        sample(view, prompts(2), max_length=5, temperature=0.0)
     assert sample(view, [], max_length=5) == []
     view.model.transformer.h[1].mlp.c_fc.bias.data[0] = torch.nan
     with pytest.raises(NumericalError, match="NaN"):

@@ -109,7 +109,7 @@ def weights_digest(view: ModelView) -> str:
     for name, parameter in view.model.named_parameters():
         data = parameter.detach().contiguous().cpu()
         digest.update(f"{name}{data.dtype}{tuple(data.shape)}".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy())
+        digest.update(data.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -166,7 +166,7 @@ def _side_by_side(before: pd.DataFrame, after: pd.DataFrame, top_k: int = 6) -> 
 def _tokens_text(tokens: pd.DataFrame) -> str:
     rows = [f"{'next token':<20}{'before':>10}{'after':>10}"]
     for row in tokens.itertuples():
-        rows.append(f"{row.token.strip()!r:<20}{row.before:>10.2%}{row.after:>10.2%}")
+        rows.append(f"{row.token!r:<20}{row.before:>10.2%}{row.after:>10.2%}")
     return "\n" + "\n".join(rows) + "\n"
 
 
@@ -185,8 +185,8 @@ def _yes(success: Any) -> str:
 
 def _verdict(result: DemoResult) -> str:
     if result.restored:
-        return "undone: every weight is what it was, to the bit."
-    return "NOT undone: the weights differ from those before the edit; please report this."
+        return "Undone: every weight is what it was, to the bit."
+    return "Not undone: the weights differ from those before the edit; please report this."
 
 
 def _report(

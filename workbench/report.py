@@ -47,7 +47,7 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 caption { text-align: left; color: var(--soft); padding: 6px 0; }
 th, td { padding: 4px 12px 4px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; white-space: nowrap; }
 figure { margin: 16px 0; } figcaption, .foot { color: var(--soft); font-size: 14px; }
 summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 """
@@ -56,11 +56,13 @@ _SCRIPT = """
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const themes = read("wb-themes");
+  const config = {displaylogo: false,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]};
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const draw = () => document.querySelectorAll("div.wb-figure").forEach((div) => {
     const spec = read(div.id + "-data");
     spec.layout.template = themes[dark.matches ? "dark" : "light"];
-    Plotly.react(div, spec.data, spec.layout, {displaylogo: false});
+    Plotly.react(div, spec.data, spec.layout, config);
   });
   dark.addEventListener("change", draw);
   draw();
@@ -186,8 +188,7 @@ def _spec(fig: go.Figure) -> str:
 
 def _table(table: pd.DataFrame, caption: str, digits: int) -> str:
     shown = table.head(MAX_ROWS)
-    numeric = {c: pd.api.types.is_numeric_dtype(table[c]) for c in table.columns}
-    mark = {c: ' class="number"' if numeric[c] else "" for c in table.columns}
+    mark = {c: ' class="number"' if _is_number(table[c]) else "" for c in table.columns}
     head = "".join(
         f'<th scope="col"{mark[c]}>{html.escape(str(c).replace("_", " "))}</th>' for c in shown
     )
@@ -208,9 +209,16 @@ def _table(table: pd.DataFrame, caption: str, digits: int) -> str:
     )
 
 
+def _is_number(column: pd.Series) -> bool:
+    kinds = pd.api.types
+    return kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column)
+
+
 def _cell(value: Any, digits: int) -> str:
     if value is None or value is pd.NA or value != value:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 

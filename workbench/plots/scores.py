@@ -164,6 +164,10 @@ def _alt(named: Mapping[str, pd.DataFrame]) -> str:
     parts = []
     for name, table in named.items():
         known = table[table["success"].notna()]
-        said = ", ".join(f"{r.kind} {percent(r.success)}" for r in known.itertuples())
-        parts.append(f"{name}: {said or 'no two-way scores'}")
+        exact = known.get("measure", pd.Series("", index=known.index)) == "exact"
+        said = [
+            f"{kind} {percent(success)}{' (exact match)' if is_exact else ''}"
+            for kind, success, is_exact in zip(known["kind"], known["success"], exact, strict=True)
+        ]
+        parts.append(f"{name}: {', '.join(said) or 'no scores'}")
     return "Share of probes by kind. " + "; ".join(parts) + "."

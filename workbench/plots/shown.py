@@ -6,12 +6,18 @@ JupyterLab adds the still by itself). Nothing here displays anything: return the
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import base64
+import contextlib
 import functools
 import json
 import os
 import shutil
 import sys
+import threading
+import warnings
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from workbench.plots.theme import plotly
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Shown", "alt_text", "bundle", "show", "still"]
 
 MIMETYPE = "application/vnd.plotly.v1+json"
+#: A browser that has not answered by then is given up.
+PATIENCE_SECONDS = 60
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -85,18 +93,14 @@ def headless() -> bool:
 
 
 def still(fig: go.Figure, *, scale: float = 1.0) -> bytes | None:
-    """A PNG of the figure at its own size; None where kaleido or a Chromium is missing.
+    """A PNG of the figure at its own size; None where kaleido or a working Chromium is missing.
 
     The first picture of a process starts a browser (seconds), later ones take a quarter second.
     """
-    if not has_browser():
+    camera = _camera() if has_browser() else None
+    if camera is None:
         return None
-    kaleido = _kaleido()
-    if kaleido is None:
-        return None
-    options = {"format": "png", "scale": scale}
-    png: bytes = kaleido.calc_fig_sync(plotly().Figure(fig), opts=options)
-    return png
+    return camera.take(plotly().Figure(fig), {"format": "png", "scale": scale})
 
 
 def has_browser() -> bool:
@@ -105,15 +109,44 @@ def has_browser() -> bool:
     return bool(named and os.path.exists(named)) or any(map(shutil.which, _BROWSERS))
 
 
-@functools.cache
-def _kaleido() -> Any:
-    """kaleido with its one browser started; it ends with the process."""
-    import atexit
+class _Camera:
+    """kaleido's browser, started once, in a thread with a loop of its own.
 
+    kaleido's own server waits forever if its browser does not start; here everything has a limit.
+    """
+
+    def __init__(self, kaleido: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._kaleido = kaleido.Kaleido()
+        self._do(self._kaleido.__aenter__())
+        atexit.register(self.close)
+
+    def take(self, fig: go.Figure, options: dict[str, Any]) -> bytes | None:
+        """The picture, None if the browser does not answer in time."""
+        try:
+            png: bytes = self._do(self._kaleido.calc_fig(fig, opts=options))
+        except TimeoutError:
+            return None
+        return png
+
+    def close(self) -> None:
+        """End the browser and the loop."""
+        with contextlib.suppress(Exception):
+            self._do(self._kaleido.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_SECONDS)
+
+
+@functools.cache
+def _camera() -> _Camera | None:
+    """The camera of this process; None if it cannot be had, and then for good."""
     try:
         import kaleido
-    except ImportError:
+
+        return _Camera(kaleido)
+    except (ImportError, TimeoutError, OSError, RuntimeError) as err:
+        warnings.warn(f"no stills of figures: {type(err).__name__}: {err}", stacklevel=3)
         return None
-    kaleido.start_sync_server(silence_warnings=True)
-    atexit.register(kaleido.stop_sync_server, silence_warnings=True)
-    return kaleido
