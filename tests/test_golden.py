@@ -52,7 +52,9 @@ def spread(g: dict[str, Tensor], solve: Callable[[int, Tensor], Tensor]) -> Tens
     return torch.stack(updates)
 
 
-@pytest.mark.parametrize(("name", "tol"), [("memit_N04_L1_lam15", 1e-9), ("memit_N16_L3_lam15", 1e-6)])
+@pytest.mark.parametrize(
+    ("name", "tol"), [("memit_N04_L1_lam15", 1e-9), ("memit_N16_L3_lam15", 1e-6)]
+)
 def test_memit_closed_form(name: str, tol: float) -> None:
     g = load(name)
     factors = [cholesky(c) for c in g["C"]]
@@ -73,7 +75,9 @@ def test_emmet_closed_form(name: str, tol: float) -> None:
     n = g["K"].shape[-1]
     alpha = float(g["emmet_lambda"]) if n > 1 else 0.0  # the newest reference: no ridge at N = 1
     eye = torch.eye(g["C"].shape[-1], dtype=torch.float64)
-    mixed = [float(g["mom2_update_weight"]) * c + float(g["update_norm_lambda"]) * eye for c in g["C"]]
+    mixed = [
+        float(g["mom2_update_weight"]) * c + float(g["update_norm_lambda"]) * eye for c in g["C"]
+    ]
     factors = [cholesky(c) for c in mixed]
     got = spread(g, lambda layer, keys: equality(factors[layer], keys, alpha=alpha))
     assert relative(got, g["deltaW"]) < tol
@@ -213,9 +217,7 @@ def test_targets(
 ) -> None:
     g = load("e2e_memit")
     options = MEMIT(layers=(1, 2), **{**OPTIONS, **changes}).target_options()
-    found = optimize_targets(
-        view, requests[:3], contexts(view, "memit", 0, templates), 2, options
-    )
+    found = optimize_targets(view, requests[:3], contexts(view, "memit", 0, templates), 2, options)
     assert relative(found.h0.T, g["h0"]) < 1e-9
     assert relative(found.z.T, g[f"z_{name}"]) < 1e-5
     if request_index is None:

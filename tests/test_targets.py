@@ -34,9 +34,7 @@ REQUESTS = [
     EditRequest(prompt="In 1969 people saw {}", subject="the moon", target_new="Paris"),
     EditRequest(prompt="{} plays the sport of", subject="LeBron James", target_new="soccer"),
 ]
-ADDITIVE = [
-    f for f in families.CAUSAL if f not in ("gemma2", "gemma3_text", "olmo2", "granite")
-]
+ADDITIVE = [f for f in families.CAUSAL if f not in ("gemma2", "gemma3_text", "olmo2", "granite")]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -158,7 +156,9 @@ def test_sweep_equals_full_forwards(make_view, family: str, layers: tuple[int, .
 
 def test_exact_writes_leave_no_residual(make_view) -> None:  # O20
     view = make_view("gpt2", torch.float64)
-    z = torch.randn(view.d_model, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(
+        view.d_model, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     bare = Contexts(("{}",), (1.0,))
     eye = torch.eye(view.d_mlp, dtype=torch.float64)
 
@@ -170,7 +170,12 @@ def test_exact_writes_leave_no_residual(make_view) -> None:  # O20
     closed = writes[0].residual @ (writes[0].x.T @ writes[0].keys)
     assert relative(closed, writes[0].residual) < 1e-12
     half = insertion_sweep(
-        view, REQUESTS[:1], bare, (3,), z, lambda _, k: ridge(cholesky(eye), k, float(k.square().sum()))
+        view,
+        REQUESTS[:1],
+        bare,
+        (3,),
+        z,
+        lambda _, k: ridge(cholesky(eye), k, float(k.square().sum())),
     )[0]
     share = (half.x.T @ half.keys).item()
     assert share == pytest.approx(0.5, rel=1e-9)  # leverage equals λ

@@ -7,31 +7,77 @@
     edit = wb.ROME.preset(view).edit(view, [req])
     view.push(edit)
     view.pop()
+
+Names are imported on first use, so that ``workbench --help`` does not wait for torch.
 """
 
 from __future__ import annotations
 
-from workbench import datasets, errors, metrics, plots
-from workbench.edits import Delta, Edit, WeightEdit, load_edit
-from workbench.editors import EDITORS, EMMET, FT, FTL, FTW, MEMIT, ROME, Editor
-from workbench.errors import WorkbenchError
-from workbench.facts import EditCase, EditRequest, Probe
-from workbench.inspectors import weight_drift
-from workbench.metrics import next_tokens, score, summary
-from workbench.model import ModelView
-from workbench.plots import (
-    plot_closure,
-    plot_drift,
-    plot_layer_sweep,
-    plot_next_tokens,
-    plot_summary,
-    plot_target_trace,
-)
-from workbench.pretrained import load
-from workbench.progress import progress_to
-from workbench.stats import SecondMoment, second_moments
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import datasets, errors, metrics, plots
+    from workbench.editors import EDITORS, EMMET, FT, FTL, FTW, MEMIT, ROME, Editor
+    from workbench.edits import Delta, Edit, WeightEdit, load_edit
+    from workbench.errors import WorkbenchError
+    from workbench.export import export_peft
+    from workbench.facts import EditCase, EditRequest, Probe
+    from workbench.inspectors import weight_drift
+    from workbench.metrics import next_tokens, score, summary
+    from workbench.model import ModelView
+    from workbench.plots import (
+        plot_closure,
+        plot_drift,
+        plot_layer_sweep,
+        plot_next_tokens,
+        plot_summary,
+        plot_target_trace,
+    )
+    from workbench.pretrained import load
+    from workbench.progress import progress_to
+    from workbench.stats import SecondMoment, second_moments
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "datasets": "",
+    "errors": "",
+    "metrics": "",
+    "plots": "",
+    "Delta": "edits",
+    "Edit": "edits",
+    "WeightEdit": "edits",
+    "load_edit": "edits",
+    "EDITORS": "editors",
+    "EMMET": "editors",
+    "FT": "editors",
+    "FTL": "editors",
+    "FTW": "editors",
+    "MEMIT": "editors",
+    "ROME": "editors",
+    "Editor": "editors",
+    "WorkbenchError": "errors",
+    "export_peft": "export",
+    "EditCase": "facts",
+    "EditRequest": "facts",
+    "Probe": "facts",
+    "weight_drift": "inspectors",
+    "next_tokens": "metrics",
+    "score": "metrics",
+    "summary": "metrics",
+    "ModelView": "model",
+    "plot_closure": "plots",
+    "plot_drift": "plots",
+    "plot_layer_sweep": "plots",
+    "plot_next_tokens": "plots",
+    "plot_summary": "plots",
+    "plot_target_trace": "plots",
+    "load": "pretrained",
+    "progress_to": "progress",
+    "SecondMoment": "stats",
+    "second_moments": "stats",
+}
 
 __all__ = [
     "EDITORS",
@@ -53,6 +99,7 @@ __all__ = [
     "WorkbenchError",
     "datasets",
     "errors",
+    "export_peft",
     "load",
     "load_edit",
     "metrics",
@@ -70,3 +117,17 @@ __all__ = [
     "summary",
     "weight_drift",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    room = _ROOMS[name]
+    module = importlib.import_module(f"workbench.{room or name}")
+    value = getattr(module, name) if room else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

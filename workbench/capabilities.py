@@ -179,12 +179,12 @@ def _watch(model: nn.Module, layout: Layout, n_layers: int, seen: _Seen) -> Iter
 def _disturb(layer: int, seen: _Seen) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         rows = out.view(-1, N_TOKENS, out.shape[-1])  # OPT flattens batch and position
-        seen.key[layer] = args[0].reshape(rows.shape[0], N_TOKENS, -1)[0].float()
-        seen.value[layer] = rows[0].float()
+        seen.key[layer] = args[0].reshape(rows.shape[0], N_TOKENS, -1)[0].double()
+        seen.value[layer] = rows[0].double()
         generator = torch.Generator().manual_seed(layer)
         noise = torch.randn(out.shape[-1], generator=generator).to(out.device, out.dtype)
-        noise = noise * rows[0, -1].float().square().mean().sqrt().clamp_min(1e-3).to(out.dtype)
-        seen.noise[layer] = noise.float()
+        noise = noise * rows[0, -1].double().square().mean().sqrt().clamp_min(1e-3).to(out.dtype)
+        seen.noise[layer] = noise.double()
         rows = rows.clone()
         rows[layer + 1, -1] += noise
         return rows.view(out.shape)
@@ -227,7 +227,7 @@ def _linear_errors(model: nn.Module, layout: Layout, seen: _Seen) -> Iterator[tu
 
 def _additive_errors(seen: _Seen) -> Iterator[tuple[int, float]]:
     for layer, noise in seen.noise.items():
-        clean, disturbed = seen.out[layer][:, -1].float()
+        clean, disturbed = seen.out[layer][:, -1].double()
         # a half-precision residual rounds the noise away: measure against what could be kept
         step = torch.finfo(seen.out[layer].dtype).eps * clean.norm()
         error = (disturbed - clean - noise.to(clean.device)).norm()
@@ -240,7 +240,9 @@ def _readout_failure(
     if layout.kind != DECODER:
         return layout.note
     last = seen.out[max(seen.out)][0]
-    error = _relative(readout(model, layout, last).float() - logits[0].float(), logits[0].float())
+    error = _relative(
+        readout(model, layout, last).double() - logits[0].double(), logits[0].double()
+    )
     return "" if error <= tol else f"norm and head give other logits (relative error {error:.1e})"
 
 

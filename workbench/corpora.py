@@ -27,6 +27,7 @@ from workbench.edits import write_atomically
 from workbench.errors import DataError, FetchError, OptionError, did_you_mean
 from workbench.layouts import DECODER
 from workbench.model import ModelView, fingerprint_of
+from workbench.places import shipped
 from workbench.progress import Bar
 from workbench.sampling import sample
 
@@ -80,7 +81,7 @@ def open_corpus(
 
     Args:
         view: whose tokenizer is used; for ``"self"`` also the author, in its present state.
-        corpus: ``"self"``, a path (.txt: paragraphs; .jsonl, .jsonl.gz: field ``text``),
+        corpus: ``"self"``, ``"tiny"`` (the tiny world's own sample), a path (.txt: paragraphs; .jsonl, .jsonl.gz: field ``text``),
             ``"wikitext"``, ``"wikipedia"``, any hub id ``owner/name[:configuration][@revision]``,
             or strings, which are taken in the given order.
         sequence_length: tokens a row; longer texts are cut into several rows.
@@ -171,22 +172,28 @@ def _own_text(
         "sequence_length": length,
         "seed": seed,
     }
-    path = None if folder is None else folder / f"text-{fingerprint_of(recipe)}.safetensors"
+    name = f"text-{fingerprint_of(recipe)}.safetensors"
+    path = None if folder is None else folder / name
 
     def read(n_tokens: int) -> list[list[int]]:
         counted = max(length - int(skip_first_token), 1)
-        ids = _grow(view, path, recipe, -(-n_tokens // counted))
+        ids = _grow(view, path, recipe, -(-n_tokens // counted), shipped("texts") / name)
         return _take(ids.tolist(), n_tokens, int(skip_first_token))
 
     return Corpus(source, read)
 
 
 def _grow(
-    view: ModelView, path: Path | None, recipe: dict[str, Any], n_rows: int
+    view: ModelView, path: Path | None, recipe: dict[str, Any], n_rows: int, ready: Path
 ) -> Int[Tensor, "rows pos"]:
-    """At least ``n_rows`` rows: those kept on disk, and new chunks, each kept when it is ready."""
+    """At least ``n_rows`` rows: those kept on disk, and new chunks, each kept when it is ready.
+
+    The default model's text ships with the package (``ready``): sampling it takes minutes.
+    """
     length = recipe["sequence_length"]
     ids = _kept_text(path, length)
+    if not len(ids):
+        ids = _kept_text(ready, length)
     n_chunks = -(-n_rows // CHUNK)
     have = len(ids) // CHUNK
     if have >= n_chunks:
@@ -256,7 +263,7 @@ def _texts(
     name = os.fspath(corpus)
     if len(name) > 1000 or "\n" in name:
         raise OptionError("corpus is one long string: give a list of texts, [text].")
-    path = Path(corpus).expanduser()
+    path = shipped("tiny") / "corpus.txt.gz" if name == "tiny" else Path(corpus).expanduser()
     if path.is_file():
         source = {"corpus": path.name, "sha256": _file_hash(path)}
         return source, lambda: _shuffled(_read_file(path), seed)

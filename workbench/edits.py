@@ -12,6 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ class Delta:
         values: Float[Tensor, " n"],
     ) -> Delta:
         """``values`` at flat positions ``index`` of a tensor of ``shape``, zero elsewhere."""
-        return cls(parameter, "sparse", tuple(shape), {"index": _own(index), "values": _own(values)})
+        return cls(
+            parameter, "sparse", tuple(shape), {"index": _own(index), "values": _own(values)}
+        )
 
     @property
     def rank(self) -> int | None:
@@ -241,7 +244,8 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
             "folder; nothing was changed."
         ) from err
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return path
 
 

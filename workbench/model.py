@@ -93,6 +93,8 @@ class ModelView:
         self.n_layers = len(get_module(model, layout.blocks))  # type: ignore[arg-type]
         self.d_model, self.d_mlp = self.weight(0).shape
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        first: dict[int, str] = {}  # tied weights are one parameter, whatever name a delta uses
+        self._first_name = {n: first.setdefault(id(p), n) for n, p in self._parameters.items()}
         self._originals: dict[str, Tensor] = {}
         self._state = _State()
         self._snapshots: dict[int, _State] = {}
@@ -156,7 +158,7 @@ class ModelView:
         if "fingerprint" not in self.cache:
             digest = hashlib.sha256(f"{self.layout.family}:{self.n_layers}".encode())
             for name, p in self._parameters.items():
-                data = self._originals.get(name, p.data)
+                data = self._originals.get(self._first_name[name], p.data)
                 digest.update(f"{name}{tuple(data.shape)}".encode())
                 digest.update(_sample(data).numpy().tobytes())
             self.cache["fingerprint"] = digest.hexdigest()[:32]
@@ -175,10 +177,16 @@ class ModelView:
         An edit that is on the stack already is not stacked again; a warning says so.
 
         Raises:
+            OptionError: if it is not an edit.
             EditMismatchError: if the edit belongs to another base model or has other shapes.
             NumericalError: if it would write NaN or Inf. The model is as before.
             BusyError: if another thread is writing.
         """
+        if not isinstance(edit, Edit):
+            raise OptionError(
+                f"push takes one edit, not {type(edit).__name__}: compute it with "
+                "editor.edit(view, requests), or read it with load_edit(path)."
+            )
         with self.writing("push"):
             twin = [i for i, e in enumerate(self.stack) if e.id == edit.id]
             if twin:
@@ -354,7 +362,7 @@ class ModelView:
         self._check(edit)
         masters, live = dict(state.masters), dict(state.live)
         for delta in edit.deltas:
-            name = delta.parameter
+            name = self._first_name[delta.parameter]
             original = self._originals.setdefault(name, self._parameters[name].data)
             master = masters.get(name, original).to(original.device)
             master = master.to(torch.promote_types(original.dtype, torch.float32))
@@ -412,8 +420,13 @@ class ModelView:
             self._install(state)
             yield
         finally:
-            self._install(before)
-            self._snapshots = snapshots
+            try:
+                self._install(before)
+            except BaseException:  # interrupted on the way back: the old state comes first
+                self._install(before)
+                raise
+            finally:
+                self._snapshots = snapshots
 
     # ------------------------------------------------------------------ how it looks
 
@@ -434,8 +447,10 @@ class ModelView:
         from html import escape
 
         rows = "".join(
-            f"<tr><td>{i}</td><td>{escape(e.editor)}</td><td>{escape(e.requests[0].text)}</td>"
-            f"<td>{escape(e.requests[0].target_new)}</td><td>{len(e.requests)}</td></tr>"
+            f"<tr><td>{i}</td><td>{escape(e.editor)}</td>"
+            f"<td>{escape(e.requests[0].text if e.requests else '')}</td>"
+            f"<td>{escape(e.requests[0].target_new if e.requests else '')}</td>"
+            f"<td>{len(e.requests)}</td></tr>"
             for i, e in enumerate(self.stack)
         )
         head = "<tr><th>#</th><th>editor</th><th>prompt</th><th>target</th><th>facts</th></tr>"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,7 @@ class Blocks:
         return Blocks(self.view, self.start, self.hidden[rows], self.mask[rows], calls)
 
 
-def capture_blocks(
-    view: ModelView, rows: Sequence[Sequence[int]], start: int, stop: int
-) -> Blocks:
+def capture_blocks(view: ModelView, rows: Sequence[Sequence[int]], start: int, stop: int) -> Blocks:
     """Run right-padded rows up to block ``stop`` and keep what blocks from ``start`` on were given.
 
     Args:
@@ -123,7 +121,10 @@ class Replay:
             self.hidden, self._calls = _record(view, inputs, range(start, view.n_layers))
         self._cache = cache
         self._past = {
-            layer: (cache.layers[layer].keys[:, :, :width], cache.layers[layer].values[:, :, :width])
+            layer: (
+                cache.layers[layer].keys[:, :, :width],
+                cache.layers[layer].values[:, :, :width],
+            )
             for layer in range(start, view.n_layers)
         }
 
@@ -172,11 +173,8 @@ def _record(
     base = get_module(view.model, view.layout.base)
     assert base is not None
     entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    with _watching(view, layers, entered):
-        try:
-            base(**inputs)
-        except _Stop:
-            pass
+    with _watching(view, layers, entered), suppress(_Stop):
+        base(**inputs)
     calls = {}
     for layer, (args, kwargs) in entered.items():
         rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
@@ -229,7 +227,9 @@ def _shift(x: Tensor, source: Tensor, kept: Tensor) -> Tensor:
     source, kept = source.to(x.device), kept.to(x.device)
     index = source.clamp_min(0)[:, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
     moved = x.gather(2, index)
-    return torch.where(kept[:, None, :, None], moved, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(
+        kept[:, None, :, None], moved, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
 
 
 def _empty_cache(n_layers: int, past: dict[int, tuple[Tensor, Tensor]]) -> DynamicCache:

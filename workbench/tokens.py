@@ -161,9 +161,7 @@ def _locate(item: Item, ids: list[int], spans: list[tuple[int, int]]) -> Encoded
     if not item.completion:
         target = len(ids)
     if target == 0:
-        raise RequestError(
-            f"prompt {item.text!r} has no token of its own: write a longer prompt."
-        )
+        raise RequestError(f"prompt {item.text!r} has no token of its own: write a longer prompt.")
     if item.completion and target == len(ids):
         raise RequestError(f"completion {item.completion!r} has no token: write another one.")
     return Encoded(tuple(ids), _pivot(item, spans, target), target)

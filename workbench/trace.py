@@ -1,8 +1,8 @@
 """Read and rewrite activations with plain hooks, always as ``[batch, pos, d]``.
 
-    with trace(view, [Site(5, "key")]) as seen:
-        view.model(**inputs)
-    seen[Site(5, "key")]          # [batch, pos, d_mlp]
+with trace(view, [Site(5, "key")]) as seen:
+    view.model(**inputs)
+seen[Site(5, "key")]          # [batch, pos, d_mlp]
 """
 
 from __future__ import annotations

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-from workbench.edits import Edit
 from workbench.editors.base import Editor
 from workbench.editors.finetune import FT, FTL, FTW
 from workbench.editors.locate import EMMET, MEMIT, ROME
+from workbench.edits import Edit
 from workbench.errors import OptionError, did_you_mean
 
 __all__ = ["EDITORS", "EMMET", "FT", "FTL", "FTW", "MEMIT", "ROME", "Editor", "find_editor"]
 
 #: name → editor class
-EDITORS: dict[str, type[Editor]] = {
-    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET)
-}
+EDITORS: dict[str, type[Editor]] = {cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET)}
 
 
 def find_editor(name: str) -> type[Editor]:

@@ -124,7 +124,7 @@ class Editor(ABC):
     ) -> tuple[list[Delta], dict[str, Any]]:
         """Deltas, and ``keys`` and ``report`` of the edit."""
 
-    def _check(self, view: ModelView) -> None:
+    def _check(self, view: ModelView) -> None:  # noqa: B027 - optional, most editors override it
         """Refuse options that are out of range for this view."""
 
     def unsupported(self, view: ModelView) -> str | None:

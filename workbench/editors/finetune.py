@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.capabilities import readout
-from workbench.edits import Delta
 from workbench.editors.base import Editor, storage_dtype
 from workbench.editors.presets import Preset, find, middle_layers
+from workbench.edits import Delta
 from workbench.errors import NumericalError, OptionError, did_you_mean
 from workbench.facts import EditRequest
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER

@@ -14,7 +14,7 @@ from workbench.editors.base import check_preset_name
 from workbench.errors import OptionError
 from workbench.model import ModelView
 
-__all__ = ["SHAPES", "Preset", "find", "identify", "middle_layers"]
+__all__ = ["SHAPES", "TINY_TEXT", "Preset", "find", "identify", "middle_layers"]
 
 #: model → (family, d_model, d_mlp, n_layers)
 SHAPES: dict[str, tuple[str, int, int, int]] = {
@@ -31,6 +31,9 @@ SHAPES: dict[str, tuple[str, int, int, int]] = {
     "qwen2.5-7b": ("qwen2", 3584, 18944, 28),
     "smollm2-135m": ("llama", 576, 1536, 30),
 }
+
+#: Key statistics of the tiny model come from the sample of its world that ships with it.
+TINY_TEXT = {"corpus": "tiny", "corpus_tokens": 30_000}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def find(table: Table, view: ModelView, name: str, editor: str) -> Preset | None
     published = sorted({m for t in ("paper", "repo") for m in table.get(t, {})})
     raise OptionError(
         f"{editor} has no {name!r} preset for {view.name}: published ones exist for "
-        f"{', '.join(published) or 'no model'}. Use preset(view) or {editor}.calibrate(view, cases)."
+        f"{', '.join(published) or 'no model'}. Use preset(view), or calibrate(view, cases)."
     )
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from workbench.edits import Delta, Edit
 from workbench.editors.base import Editor, storage_dtype, store
 from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
 from workbench.editors.locate.sweep import LayerWrite
 from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
+from workbench.edits import Delta, Edit
 from workbench.errors import OptionError, did_you_mean
 from workbench.facts import EditCase, EditRequest, as_requests
 from workbench.model import ModelView
@@ -82,7 +82,9 @@ class LocateEditor(Editor):
             raise OptionError(f"{name}: layers={self.layers} names a layer twice.")
         for option, low in (("steps", 1), ("lr", 0), ("clamp", 0)):
             if not getattr(self, option) >= low:
-                raise OptionError(f"{name}: {option}={getattr(self, option)} must be at least {low}.")
+                raise OptionError(
+                    f"{name}: {option}={getattr(self, option)} must be at least {low}."
+                )
         one_of(name, "contexts", self.contexts, RECIPES)
         one_of(name, "kl_position", self.kl_position, KL_POSITIONS)
         if self.templates is not None:
@@ -307,4 +309,3 @@ def significant(x: Any) -> float:
 def one_of(editor: str, option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{editor}: {option}={value!r} is unknown." + did_you_mean(value, known))
-

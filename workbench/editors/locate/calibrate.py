@@ -62,7 +62,8 @@ class Calibration:
         """Scores by layer, the chosen one marked."""
         name = type(self.editor).__name__
         return plot_layer_sweep(
-            self.table, subtitle=f"{name} on {self.model}, {int(self.table['n'].max())} single edits"
+            self.table,
+            subtitle=f"{name} on {self.model}, {int(self.table['n'].max())} single edits",
         )
 
     @property
@@ -72,7 +73,9 @@ class Calibration:
         return plot_closure(self.closure, chosen=lam, subtitle=self.model)
 
     def __repr__(self) -> str:
-        return f"<Calibration on {self.model}: {self.editor!r}>\n{self.table.to_string(index=False)}"
+        return (
+            f"<Calibration on {self.model}: {self.editor!r}>\n{self.table.to_string(index=False)}"
+        )
 
     def _repr_html_(self) -> str:
         from html import escape

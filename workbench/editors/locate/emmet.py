@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from workbench.edits import Delta
 from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, report_of
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import equality
 from workbench.editors.locate.sweep import insertion_sweep
 from workbench.editors.locate.targets import Targets
-from workbench.editors.presets import Preset, find, middle_layers
+from workbench.editors.presets import TINY_TEXT, Preset, find, middle_layers
+from workbench.edits import Delta
 from workbench.errors import NumericalError, OptionError
 from workbench.facts import EditRequest
 from workbench.linalg import Factor, cholesky
@@ -137,6 +137,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
         for model, options in _REPO.items()
     },
     "default": {
+        "tiny": Preset(
+            {"layers": (0,), "steps": 25, "clamp": 1.25, "alpha": 100.0, **TINY_TEXT},
+            "as MEMIT: exact equality harms neighbors in the tiny world",
+        ),
+        "smollm2-135m": Preset(
+            {"layers": (5, 6, 7, 8), "steps": 25},
+            "tried on CounterFact records 100-127, LOG.md",
+        ),
         "gpt2": Preset({"layers": (5,)}, "rule for 12 layers, spec 3.2"),
         **{
             model: Preset({**options, "alpha": 0.0}, "published layers, equality constraints")

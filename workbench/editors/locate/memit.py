@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from workbench.edits import Delta
 from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, past_keys, report_of
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import predicted_closure, ridge
 from workbench.editors.locate.sweep import insertion_sweep
 from workbench.editors.locate.targets import Targets
-from workbench.editors.presets import Preset, find, middle_layers
+from workbench.editors.presets import TINY_TEXT, Preset, find, middle_layers
+from workbench.edits import Delta
 from workbench.errors import OptionError
 from workbench.facts import EditRequest
 from workbench.model import ModelView
@@ -122,6 +122,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "default": {
+        "tiny": Preset(
+            {"layers": (0,), "steps": 25, "clamp": 1.25, "lam": 100.0, **TINY_TEXT},
+            "tried on the tiny world, data/README.md",
+        ),
+        "smollm2-135m": Preset(
+            {"layers": (5, 6, 7, 8), "steps": 25, "lam": 20.0},
+            "tried on CounterFact records 100-127, LOG.md",
+        ),
         "gpt2": Preset({"layers": (3, 4, 5, 6, 7)}, "rule for 12 layers, spec 3.2"),
         "gpt2-medium": Preset({"layers": (6, 7, 8, 9, 10)}, "around ROME's layer 8, spec 3.2"),
     },

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from workbench.edits import Delta, WeightEdit
 from workbench.editors.base import storage_dtype, store
 from workbench.editors.locate.base import (
     LocateEditor,
@@ -36,7 +35,8 @@ from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import rome_direction
 from workbench.editors.locate.sweep import insertion_sweep, subject_activations
 from workbench.editors.locate.targets import Targets, optimize_targets
-from workbench.editors.presets import Preset, find, middle_layers
+from workbench.editors.presets import TINY_TEXT, Preset, find, middle_layers
+from workbench.edits import Delta, WeightEdit
 from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import track
@@ -249,13 +249,26 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "paper": {
         "gpt2-xl": Preset(
-            {"layers": (17,), "kl_factor": 100.0, "weight_decay": 1.5e-3, "kl_position": "prompt_end"},
+            {
+                "layers": (17,),
+                "kl_factor": 100.0,
+                "weight_decay": 1.5e-3,
+                "kl_position": "prompt_end",
+            },
             "arXiv 2202.05262, appendix (layer 18 counted from 1)",
         ),
     },
     "default": {
+        "tiny": Preset(
+            {"layers": (0,), "contexts": "memit", "clamp": 1.5, **TINY_TEXT},
+            "layer sweep on the tiny world: only the first layer knows people",
+        ),
+        "smollm2-135m": Preset(
+            {"layers": (6,), "contexts": "memit", "steps": 25},
+            "tried on CounterFact records 100-127, LOG.md",
+        ),
         "gpt2": Preset({"layers": (5,)}, "rule for 12 layers, spec 3.2"),
-        # the statistics that EasyEdit leaves out (C = I) belong to the objective: default keeps them
+        # the statistics that EasyEdit leaves out (C = I) belong to the objective: kept here
         **{
             model: Preset(
                 {"layers": (5,), "steps": 25, "weight_decay": 1e-3}, "EasyEdit, with statistics"

@@ -371,4 +371,3 @@ def _clamp(delta: Tensor, rows: Tensor, radius: Tensor) -> None:
 
 def _per(values: Tensor, index: Tensor, n: int) -> Tensor:
     return torch.zeros(n, dtype=values.dtype, device=values.device).index_add(0, index, values)
-

@@ -1,0 +1,138 @@
+"""ROME, MEMIT and EMMET on the first records of CounterFact, as a recorded, resumable run.
+
+    python benchmarks/counterfact.py PATH/counterfact.json --model smollm2-135m --limit 100
+
+ROME edits one record at a time on a fresh model; MEMIT and EMMET edit all of them in one batch.
+Every table lies in ``data/results/NAME/`` with ``run.json`` (configuration, case ids, versions). A
+part that is finished is not run again; delete the folder to start over. Texts of the records are
+not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import workbench as wb
+from workbench.edits import write_atomically
+from workbench.metrics import Reference, reference
+
+TEXTS = ["prompt", "target", "foil", "generated", "predicted"]
+
+
+def main() -> None:
+    """Run what is missing and print the summary."""
+    args = _arguments()
+    view = wb.load(args.model, device=args.device)
+    cases = wb.datasets.counterfact(args.path, limit=args.limit)
+    out = Path(args.out or f"data/results/counterfact_{args.model.replace('/', '_')}")
+    out.mkdir(parents=True, exist_ok=True)
+    before = reference(view, cases)
+    editors = {
+        "ROME": wb.ROME.preset(view),
+        "MEMIT": wb.MEMIT.preset(view),
+        "EMMET": wb.EMMET.preset(view),
+    }
+    _record(out, args, view, cases, editors)
+    _part(out, "unedited", lambda: wb.score(view, cases, reference=before, generate=True))
+    _part(out, "ROME", lambda: _singles(view, editors["ROME"], cases, before))
+    for name in ("MEMIT", "EMMET"):
+        _part(out, name, lambda name=name: _batch(view, editors[name], cases, before))
+    table = summarize(out)
+    write_atomically(out / "summary.csv", table.to_csv(index=False).encode())
+    print(table.round(4).to_string(index=False))
+
+
+def summarize(folder: Path) -> pd.DataFrame:
+    """One row per editor and kind, with intervals, exact match, free generation and KL."""
+    tables = []
+    for name in ("unedited", "ROME", "MEMIT", "EMMET"):
+        path = folder / f"{name}.csv"
+        if path.is_file():
+            rows = pd.read_csv(path)
+            tables.append(wb.summary(rows).assign(editor=name, seconds=rows["seconds"].iloc[0]))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["editor", *[c for c in table.columns if c != "editor"]]]
+
+
+def _singles(
+    view: wb.ModelView, editor: wb.ROME, cases: list[wb.EditCase], before: Reference
+) -> pd.DataFrame:
+    tables, seconds = [], 0.0
+    for start in range(0, len(cases), 10):
+        part = cases[start : start + 10]
+        began = time.perf_counter()
+        edits = editor.edit_each(view, part)
+        seconds += time.perf_counter() - began
+        for case, edit in zip(part, edits, strict=True):
+            with view.applied(edit):
+                tables.append(wb.score(view, [case], reference=before, generate=True))
+        print(f"ROME {start + len(part)}/{len(cases)}, {seconds:.0f} s", flush=True)
+    return pd.concat(tables, ignore_index=True).assign(seconds=seconds)
+
+
+def _batch(
+    view: wb.ModelView, editor: wb.Editor, cases: list[wb.EditCase], before: Reference
+) -> pd.DataFrame:
+    began = time.perf_counter()
+    edit = editor.edit(view, cases)
+    seconds = time.perf_counter() - began
+    with view.applied(edit):
+        return wb.score(view, cases, reference=before, generate=True).assign(seconds=seconds)
+
+
+def _part(out: Path, name: str, run: Callable[[], pd.DataFrame]) -> None:
+    path = out / f"{name}.csv"
+    if path.is_file():
+        return
+    began = time.perf_counter()
+    table = run()
+    if "seconds" not in table:
+        table["seconds"] = 0.0
+    kept = table.drop(columns=[c for c in TEXTS if c in table]).round(5)
+    write_atomically(path, kept.to_csv(index=False).encode())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name}: {time.perf_counter() - began:.0f} s, peak {peak:.1f} GiB", flush=True)
+
+
+def _record(
+    out: Path,
+    args: argparse.Namespace,
+    view: wb.ModelView,
+    cases: list[wb.EditCase],
+    editors: dict[str, wb.Editor],
+) -> None:
+    run = {
+        "question": "efficacy, paraphrase, neighborhood of ROME (single), MEMIT and EMMET (batch)",
+        "data": {"name": "counterfact", "case_ids": [c.case_id for c in cases]},
+        "model": {"name": view.name, "fingerprint": view.fingerprint, "dtype": str(view.dtype)},
+        "editors": {name: editor.config() for name, editor in editors.items()},
+        "regime": {"ROME": "single, fresh model each", "MEMIT": "batch", "EMMET": "batch"},
+        "versions": {"workbench": wb.__version__, "torch": torch.__version__},
+        "device": str(view.device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+    write_atomically(out / "run.json", json.dumps(run, indent=1).encode())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", help="counterfact.json")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", default=None)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""One contract for every editor on every family (design 6.8).
+
+In short form every editor meets three families and every family two editors; with
+``WORKBENCH_FULL_GRID=1`` everything meets everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import families
+import pytest
+import torch
+
+from workbench.editors import EDITORS, Editor, find_editor, rebuild_editor
+from workbench.edits import load_edit
+from workbench.errors import OptionError, UnsupportedEditorError
+from workbench.facts import EditRequest
+from workbench.model import ModelView
+from workbench.stats import SecondMoment
+
+TEMPLATES = ("{}", "I saw it. {}")
+LOCATE = {"layers": (1,), "steps": 6, "lr": 0.3, "templates": TEMPLATES, "corpus": "identity"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "FT": {"layers": (1, 2), "steps": 4, "lr": 1e-2},
+    "FTL": {"layers": (1,), "steps": 4, "lr": 1e-2, "epsilon": 1e-3},
+    "FTW": {"layers": (1,), "steps": 4, "lr": 1e-2, "decay": 0.1},
+    "ROME": LOCATE,
+    "MEMIT": {**LOCATE, "layers": (0, 1, 2), "lam": 2.0},
+    "EMMET": LOCATE,
+}
+REQUESTS = [
+    EditRequest(
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        target_true="French",
+    ),
+    EditRequest(prompt="{} lives in", subject="Bo", target_new="Rome"),
+]
+POST_NORM = ("gemma2", "gemma3_text", "olmo2", "granite")
+NOT_DECODERS = (*families.SEQ2SEQ, *families.CLASSIFIERS)
+
+
+def expected_support(editor: str, family: str) -> bool:
+    if editor.startswith("FT"):
+        return True
+    if family in NOT_DECODERS:
+        return False
+    return family not in POST_NORM or editor == "ROME"
+
+
+def grid() -> list[tuple[str, str]]:
+    every = [(e, f) for e in OPTIONS for f in families.FAMILIES]
+    if os.environ.get("WORKBENCH_FULL_GRID"):
+        return every
+    anchors = ("gpt2", "llama", "opt")
+    names = list(OPTIONS)
+    turn = {
+        f: {names[i % len(names)], names[(i + 3) % len(names)]}
+        for i, f in enumerate(families.FAMILIES)
+    }
+    return [(e, f) for e, f in every if f in anchors or e in turn[f]]
+
+
+def make_editor(name: str) -> Editor:
+    return EDITORS[name](**OPTIONS[name])
+
+
+def requests_for(view: ModelView) -> list[EditRequest]:
+    if view.labels:
+        return [dataclasses.replace(r, target_new="yes", target_true=None) for r in REQUESTS]
+    return REQUESTS
+
+
+def state(view: ModelView) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in view.model.state_dict().items()}
+
+
+def same(view: ModelView, before: dict[str, torch.Tensor]) -> bool:
+    now = view.model.state_dict()
+    return all(torch.equal(now[k], v) for k, v in before.items())
+
+
+def hooks(view: ModelView) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in view.model.modules())
+
+
+def flags(view: ModelView) -> list[bool]:
+    return [p.requires_grad for p in view.model.parameters()]
+
+
+def test_every_editor_is_in_the_contract() -> None:
+    assert set(OPTIONS) == set(EDITORS)
+
+
+@pytest.mark.parametrize(("name", "family"), grid())
+def test_contract(make_view, tmp_path, name: str, family: str) -> None:
+    view = make_view(family, torch.float32)
+    editor, requests = make_editor(name), requests_for(view)
+    before, hooks_before, flags_before = state(view), hooks(view), flags(view)
+    if not expected_support(name, family):
+        assert editor.unsupported(view)
+        with pytest.raises(UnsupportedEditorError, match=name):
+            editor.edit(view, requests)
+        assert same(view, before)
+        return
+    assert editor.unsupported(view) is None
+    edit = editor.edit(view, requests)
+    # computing writes nothing and leaves nothing behind
+    assert same(view, before) and hooks(view) == hooks_before and flags(view) == flags_before
+    assert view.stack == ()
+    # same seed, same edit
+    assert editor.edit(make_view(family, torch.float32), requests).id == edit.id
+    # applying changes the named parameters and no others; undo is exact to the bit
+    view.push(edit)
+    changed = {k for k, v in view.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == set(edit.parameters)
+    view.pop()
+    assert same(view, before)
+    # saved = loaded, and the configuration rebuilds the editor
+    again = load_edit(edit.save(tmp_path / "edit.safetensors"))
+    assert again.id == edit.id and again.requests == edit.requests
+    assert rebuild_editor(again) == editor
+    assert type(editor).from_config(json.loads(json.dumps(editor.config()))) == editor
+    with view.applied(edit):
+        edited = state(view)
+    with view.applied(again):
+        assert same(view, edited)
+    # the edit does what it is for: the new targets become likelier
+    assert loss(view, requests, edit) < loss(view, requests, None)
+
+
+def loss(view: ModelView, requests: list[EditRequest], edit: Any) -> float:
+    from workbench.metrics import score
+
+    if edit is None:
+        return float(score(view, requests)["nll_target"].mean())
+    with view.applied(edit):
+        return float(score(view, requests)["nll_target"].mean())
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "EMMET"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(make_view, name: str, dtype: torch.dtype) -> None:
+    view = make_view("llama", dtype)
+    before = state(view)
+    edit = make_editor(name).edit(view, REQUESTS)
+    assert all(d.dtype == torch.float32 for d in edit.deltas)
+    view.push(edit)
+    assert all(v.isfinite().all() for v in view.model.state_dict().values())
+    view.pop()
+    assert same(view, before)
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "EMMET"])
+def test_storage_order_does_not_matter(make_model, tokenizer, name: str) -> None:  # O17
+    """Conv1D and Linear copies of one model give the same update and the same logits."""
+    import transformers as tf
+
+    from workbench.model import open_view
+
+    gpt2 = make_model("gpt2", torch.float64)
+    neo_config = tf.GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=gpt2.config.n_embd,
+        intermediate_size=gpt2.config.n_inner,
+        num_layers=gpt2.config.n_layer,
+        num_heads=gpt2.config.n_head,
+        max_position_embeddings=gpt2.config.n_positions,
+        attention_types=[[["global"], gpt2.config.n_layer]],
+        resid_dropout=0.0,
+    )
+    neo = tf.GPTNeoForCausalLM(neo_config).to(torch.float64).eval()
+    copy_weights(gpt2, neo)
+    a = open_view(gpt2, tokenizer, name="conv1d")
+    b = open_view(neo, tokenizer, name="linear")
+    ids = torch.tensor([tokenizer("Bo lives in Oslo")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(gpt2(ids).logits, neo(ids).logits, atol=1e-10)
+    edits = [make_editor(name).edit(v, REQUESTS) for v in (a, b)]
+    for d, e in zip(edits[0].deltas, edits[1].deltas, strict=True):
+        x, y = (t.materialize(dtype=torch.float64) for t in (d, e))
+        assert float((x - y).norm() / y.norm()) < 1e-8
+    with torch.no_grad(), a.applied(edits[0]), b.applied(edits[1]):
+        assert torch.allclose(gpt2(ids).logits, neo(ids).logits, atol=1e-7)
+
+
+def copy_weights(gpt2: Any, neo: Any) -> None:
+    """GPT-2 and GPT-Neo compute alike up to the scale of attention, which is folded in here."""
+    with torch.no_grad():
+        neo.transformer.wte.weight.copy_(gpt2.transformer.wte.weight)
+        neo.transformer.wpe.weight.copy_(gpt2.transformer.wpe.weight)
+        neo.transformer.ln_f.load_state_dict(gpt2.transformer.ln_f.state_dict())
+        for ours, theirs in zip(gpt2.transformer.h, neo.transformer.h, strict=True):
+            theirs.ln_1.load_state_dict(ours.ln_1.state_dict())
+            theirs.ln_2.load_state_dict(ours.ln_2.state_dict())
+            d = ours.attn.c_proj.weight.shape[0]
+            q, k, v = ours.attn.c_attn.weight.T.split(d)
+            heads = ours.attn.num_heads
+            inner = theirs.attn.attention
+            inner.q_proj.weight.copy_(q / (d // heads) ** 0.5)
+            inner.k_proj.weight.copy_(k)
+            inner.v_proj.weight.copy_(v)
+            ours.attn.c_attn.bias.zero_()  # GPT-Neo has no biases there
+            inner.out_proj.weight.copy_(ours.attn.c_proj.weight.T)
+            inner.out_proj.bias.copy_(ours.attn.c_proj.bias)
+            for name in ("c_fc", "c_proj"):
+                getattr(theirs.mlp, name).weight.copy_(getattr(ours.mlp, name).weight.T)
+                getattr(theirs.mlp, name).bias.copy_(getattr(ours.mlp, name).bias)
+
+
+def test_rome_writes_one_request_after_another(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    editor = make_editor("ROME")
+    both = editor.edit(view, REQUESTS)
+    first = editor.edit(view, REQUESTS[0])
+    with view.applied(first):
+        second = editor.edit(view, REQUESTS[1])
+    total = sum(e.deltas[0].materialize(dtype=torch.float64) for e in (first, second))
+    joint = both.deltas[0].materialize(dtype=torch.float64)
+    assert float((joint - total).norm() / total.norm()) < 1e-9
+
+
+def test_single_edits_together_equal_single_edits(make_view) -> None:
+    view = make_view("llama", torch.float64)
+    for name in ("ROME", "MEMIT", "EMMET"):
+        editor = make_editor(name)
+        for request, edit in zip(REQUESTS, editor.edit_each(view, REQUESTS), strict=True):
+            alone = editor.edit(view, request)
+            for a, b in zip(edit.deltas, alone.deltas, strict=True):
+                x, y = (t.materialize(dtype=torch.float64) for t in (a, b))
+                assert float((x - y).norm() / y.norm()) < 1e-6
+
+
+def test_accumulating_memit_reads_the_stack(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    editor = EDITORS["MEMIT"](**{**OPTIONS["MEMIT"], "accumulate": True})
+    plain = EDITORS["MEMIT"](**OPTIONS["MEMIT"])
+    first = editor.edit(view, REQUESTS[0])
+    assert (
+        first.deltas[0]
+        .tensors["right"]
+        .equal(plain.edit(view, REQUESTS[0]).deltas[0].tensors["right"])
+    )
+    view.push(first)
+    again, alone = editor.edit(view, REQUESTS[1]), plain.edit(view, REQUESTS[1])
+    assert not again.deltas[0].tensors["right"].equal(alone.deltas[0].tensors["right"])
+
+
+def test_ftl_stays_in_its_box(make_view) -> None:  # O22
+    view = make_view("llama", torch.float64)
+    editor = make_editor("FTL")
+    change = editor.edit(view, REQUESTS).deltas[0].materialize(dtype=torch.float64)
+    assert float(change.abs().max()) == pytest.approx(1e-3)
+    none = editor.with_options(epsilon=0.0).edit(view, REQUESTS).deltas[0]
+    assert not none.materialize(dtype=torch.float64).any()
+
+
+def test_ftw_pulls_toward_the_original(make_view) -> None:
+    view = make_view("llama", torch.float64)
+    free = make_editor("FT").with_options(layers=(1,), steps=8)
+    norms = [float(free.edit(view, REQUESTS).deltas[0].tensors["change"].norm())]
+    for decay in (1.0, 100.0):
+        held = EDITORS["FTW"](layers=(1,), steps=8, lr=1e-2, decay=decay)
+        norms.append(float(held.edit(view, REQUESTS).deltas[0].tensors["change"].norm()))
+    assert norms[2] < norms[1] <= norms[0]
+
+
+def test_emmet_says_when_it_is_memit(make_view) -> None:  # O8 on a model
+    view = make_view("gpt2", torch.float64)
+    soft = EDITORS["EMMET"](**LOCATE, alpha=0.5, scale=4.0)
+    memit = EDITORS["MEMIT"](**{**LOCATE, "clamp": 0.75, "lam": 2.0})
+    a, b = soft.edit(view, REQUESTS), memit.edit(view, REQUESTS)
+    x, y = (e.deltas[0].materialize(dtype=torch.float64) for e in (a, b))
+    assert float((x - y).norm() / y.norm()) < 1e-9
+    assert a.report["solver"][0]["same_as"] == "MEMIT(lam=2)"
+
+
+def test_statistics_enter_the_edit(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    g = torch.Generator().manual_seed(0)
+    keys = torch.randn(view.d_mlp, 4 * view.d_mlp, generator=g, dtype=torch.float64)
+    moment = SecondMoment(
+        layer=1,
+        matrix=keys @ keys.T / keys.shape[1] + torch.diag(torch.arange(view.d_mlp).double()),
+        mean=keys.mean(1),
+        n_tokens=keys.shape[1],
+        fingerprint=view.fingerprint,
+        source={},
+        reservoir=torch.zeros(view.d_mlp, 0),
+    )
+    editor = make_editor("ROME")
+    a = editor.edit(view, REQUESTS[0], statistics={1: moment})
+    b = editor.edit(view, REQUESTS[0])
+    assert a.id != b.id
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_options_and_citations(make_view, name: str) -> None:
+    cls = find_editor(name.lower())
+    with pytest.raises(OptionError, match="Did you mean 'layers'"):
+        cls(layrs=(1,))
+    assert cls.cite().startswith("@")
+    view = make_view("gpt2")
+    editor = cls.preset(view, layers=(2,))
+    assert editor.layers == (2,)
+    with pytest.raises(OptionError, match="preset"):
+        cls.preset(view, "defualt")
+    with pytest.raises(OptionError):
+        cls.preset(view, "paper")
