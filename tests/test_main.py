@@ -6,7 +6,7 @@ import pytest
 
 from workbench import __main__ as cli
 
-COMMANDS = ("demo", "lab", "check")
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "summary")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -96,3 +96,23 @@ def test_demo_on_tiny(tiny, tmp_path, capsys):
 def test_demo_on_the_default_model(smollm2, tmp_path, capsys):
     assert cli.main(["demo", "--out", str(tmp_path / "r.html")]) == 0
     _check_demo(capsys.readouterr().out, (tmp_path / "r.html").read_text(), "English")
+
+
+def test_edit_score_and_summary_work_together(tmp_path, capsys):
+    edit, table = str(tmp_path / "edit.safetensors"), str(tmp_path / "scores.csv")
+    words = ["--subject", "Klara Farnfeld", "--target", "pilot", "--out", edit]
+    assert cli.main(["edit", "tiny", "--prompt", "The profession of {} is", *words]) == 0
+    assert "pilot" in capsys.readouterr().out
+    assert cli.main(["score", "tiny", "tiny", "--limit", "3", "--edit", edit, "--out", table]) == 0
+    out = capsys.readouterr().out
+    assert "1 edit; 3 cases" in out and "neighborhood" in out
+    assert cli.main(["summary", table]) == 0
+    assert "neighborhood" in capsys.readouterr().out
+
+
+def test_an_unknown_editor_or_option_is_named(capsys):
+    words = ["edit", "tiny", "--prompt", "{} is", "--subject", "Klara", "--target", "here"]
+    assert cli.main([*words, "--editor", "ROM"]) == 2
+    assert "Did you mean 'ROME'" in capsys.readouterr().err
+    assert cli.main([*words, "--option", "layrs=(1,)"]) == 2
+    assert "Did you mean 'layers'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo``, ``lab``, ``check``.
+"""The command line: ``workbench demo``, ``lab``, ``check``, ``edit``, ``score``, ``stats`` …
 
 Imports are made inside the commands, so that ``--help`` answers at once. An error raised on purpose
 becomes one sentence on standard error and exit code 2.
@@ -97,7 +97,72 @@ def _parser() -> argparse.ArgumentParser:
         "workbench check smollm2-135m",
     )
     check.add_argument("model", metavar="MODEL", help="a name, a folder or a hub id")
+    for name in ("edit", "score", "stats", "summary"):
+        _add_thin(commands, name)
     return parser
+
+
+#: command → (one line of help, example); what they do is in workbench.commands
+THIN = {
+    "edit": (
+        "compute one edit, show its effect, and save it",
+        'workbench edit tiny --prompt "The profession of {} is" --subject "Klara Farnfeld" '
+        "--target pilot --out edit.safetensors",
+    ),
+    "score": (
+        "measure a model, with saved edits applied, on a data set",
+        "workbench score tiny tiny --limit 20 --edit edit.safetensors",
+    ),
+    "stats": (
+        "compute the key statistics of layers and keep them",
+        "workbench stats smollm2-135m --layers 5 6 7 8 --corpus self",
+    ),
+    "summary": (
+        "summarize tables of scores: files or run folders",
+        "workbench summary data/results/counterfact_smollm2-135m/ROME.csv",
+    ),
+}
+MODEL = ("model", {"metavar": "MODEL", "help": "a name, a folder or a hub id"})
+ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
+    "edit": (
+        MODEL,
+        ("--prompt", {"required": True, "help": "with one {} where the subject goes"}),
+        ("--subject", {"help": "the entity; without it the prompt is literal"}),
+        ("--target", {"required": True, "help": "what the model shall say"}),
+        ("--true", {"help": "what it said before; shown beside the target"}),
+        ("--editor", {"default": "ROME", "help": "an editor's name (default: %(default)s)"}),
+        (
+            "--option",
+            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
+        ),
+        ("--out", {"metavar": "FILE", "help": "save the edit here (.safetensors)"}),
+    ),
+    "score": (
+        MODEL,
+        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
+        ("--limit", {"type": int, "help": "only the first records"}),
+        (
+            "--edit",
+            {"action": "append", "default": [], "metavar": "FILE", "help": "apply a saved edit"},
+        ),
+        ("--protocol", {"help": "counterfact, zsre or easyedit"}),
+        ("--out", {"metavar": "FILE", "help": "save the table here (.csv)"}),
+    ),
+    "stats": (
+        MODEL,
+        ("--layers", {"type": int, "nargs": "+", "required": True, "help": "such as 5 6 7"}),
+        ("--corpus", {"default": "self", "help": "self, a path, or a hub id"}),
+        ("--tokens", {"type": int, "help": "tokens to average"}),
+    ),
+    "summary": (("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),),
+}
+
+
+def _add_thin(commands: _Commands, name: str) -> None:
+    text, example = THIN[name]
+    parser = commands.add(name, _thin, text, example)
+    for argument, options in ARGUMENTS[name]:
+        parser.add_argument(argument, **options)  # type: ignore[arg-type]
 
 
 class _Commands:
@@ -165,6 +230,13 @@ def _check(args: argparse.Namespace, rest: list[str]) -> int:
             reason = str(err)
         print(f"  {name:<12}{'yes' if reason is None else 'no: ' + reason}")
     return 0
+
+
+def _thin(args: argparse.Namespace, rest: list[str]) -> int:
+    _quiet()
+    from workbench.commands import run
+
+    return run(args.command, args)
 
 
 def _lab(args: argparse.Namespace, rest: list[str]) -> int:

@@ -81,7 +81,8 @@ def open_corpus(
 
     Args:
         view: whose tokenizer is used; for ``"self"`` also the author, in its present state.
-        corpus: ``"self"``, ``"tiny"`` (the tiny world's own sample), a path (.txt: paragraphs; .jsonl, .jsonl.gz: field ``text``),
+        corpus: ``"self"``, ``"tiny"`` (a sample of the tiny world), a path (.txt: paragraphs;
+            .jsonl, .jsonl.gz: field ``text``),
             ``"wikitext"``, ``"wikipedia"``, any hub id ``owner/name[:configuration][@revision]``,
             or strings, which are taken in the given order.
         sequence_length: tokens a row; longer texts are cut into several rows.

@@ -1,0 +1,109 @@
+"""The commands ``edit``, ``score``, ``stats`` and ``summary``: thin words around the package."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench import datasets
+from workbench.editors import find_editor
+from workbench.edits import load_edit
+from workbench.errors import OptionError
+from workbench.facts import EditCase, EditRequest
+from workbench.metrics import next_tokens, score, summary
+from workbench.model import ModelView
+from workbench.pretrained import load
+from workbench.stats import second_moments
+
+__all__ = ["run"]
+
+
+def run(name: str, args: argparse.Namespace) -> int:
+    """Run a command; returns the exit code."""
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "edit": _edit,
+        "score": _score,
+        "stats": _stats,
+        "summary": _summary,
+    }
+    return commands[name](args)
+
+
+def _edit(args: argparse.Namespace) -> int:
+    request = EditRequest(
+        prompt=args.prompt, subject=args.subject, target_new=args.target, target_true=args.true
+    )
+    view = load(args.model)
+    editor = find_editor(args.editor).preset(view, **_options(args.option))
+    edit = editor.edit(view, request)
+    before = _tokens(view, request)
+    with view.applied(edit):
+        after = _tokens(view, request)
+    print(before.join(after, how="outer", lsuffix=" before", rsuffix=" after").to_string())
+    print(edit)
+    if args.out:
+        print(f"saved: {edit.save(args.out)}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    view = load(args.model)
+    cases = _cases(args.data, args.limit)
+    for path in args.edit:
+        view.push(load_edit(path))
+    table = score(view, cases, protocol=args.protocol)
+    if args.out:
+        table.to_csv(args.out, index=False)
+    print(f"{view.describe()}; {len(cases)} cases")
+    _print(summary(table))
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    view = load(args.model)
+    moments = second_moments(view, args.layers, corpus=args.corpus, n_tokens=args.tokens)
+    _print(pd.DataFrame([{"layer": x, **dict(m.check())} for x, m in moments.items()]))
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    tables = [pd.read_csv(r) if r.endswith((".csv", ".csv.gz")) else r for r in args.runs]
+    if len(tables) == 1:
+        _print(summary(tables[0]))
+        return 0
+    for run_name, table in zip(args.runs, tables, strict=True):
+        print(run_name)
+        _print(summary(table))
+    return 0
+
+
+def _tokens(view: ModelView, request: EditRequest) -> pd.DataFrame:
+    pins = [t for t in (request.target_new, request.target_true) if t]
+    return next_tokens(view, request.text, top_k=5, pin=pins).set_index("token")[["prob"]]
+
+
+def _cases(data: str, limit: int | None) -> list[EditCase]:
+    if data in ("tiny", "facts"):
+        return getattr(datasets, data)(limit=limit)  # type: ignore[no-any-return]
+    return datasets.load_cases(data, limit=limit)
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise OptionError(f"--option {word!r}: write NAME=VALUE, such as layers=(5,).")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _print(table: pd.DataFrame) -> None:
+    print(table.round(4).to_string(index=False))
