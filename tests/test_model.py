@@ -217,7 +217,7 @@ def test_refusals_change_nothing(make_view) -> None:
     fine = Delta.dense(view.weight_name(2), torch.ones(shape))  # is not written on its own either
     zero, nan = torch.zeros(shape), torch.full(shape, float("nan"))
     cases: list[tuple[WeightEdit, type[Exception], str]] = [
-        (wrap(other, fine), EditMismatchError, "base model"),
+        (wrap(other, fine, n=1), EditMismatchError, "base model"),
         (wrap(view, fine, Delta.dense(name, zero.T), n=1), EditMismatchError, "shape"),
         (wrap(view, fine, Delta.dense("model.nope", zero), n=1), EditMismatchError, "nope"),
         (wrap(view, fine, Delta.dense(name, nan), n=1), NumericalError, "NaN"),

@@ -127,7 +127,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "tried on the tiny world, data/README.md",
         ),
         "smollm2-135m": Preset(
-            {"layers": (5, 6, 7, 8), "steps": 25, "lam": 20.0},
+            {"layers": (5, 6, 7, 8), "steps": 25, "lam": 200.0},
             "tried on CounterFact records 100-127, LOG.md",
         ),
         "gpt2": Preset({"layers": (3, 4, 5, 6, 7)}, "rule for 12 layers, spec 3.2"),

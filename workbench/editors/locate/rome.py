@@ -264,7 +264,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "layer sweep on the tiny world: only the first layer knows people",
         ),
         "smollm2-135m": Preset(
-            {"layers": (6,), "contexts": "memit", "steps": 25},
+            {"layers": (5,), "contexts": "memit"},
             "tried on CounterFact records 100-127, LOG.md",
         ),
         "gpt2": Preset({"layers": (5,)}, "rule for 12 layers, spec 3.2"),
