@@ -22,9 +22,7 @@ from workbench.edits import Delta, WeightEdit, load_edit, write_atomically
 from workbench.errors import DataError, StorageError, WorkbenchError
 from workbench.facts import EditRequest
 
-REQUEST = EditRequest(
-    prompt="{} lives in", subject="Zoë", target_new="Rome", target_true="東京"
-)
+REQUEST = EditRequest(prompt="{} lives in", subject="Zoë", target_new="Rome", target_true="東京")
 
 
 def make(requests: tuple[EditRequest, ...] = (REQUEST,), **changes: Any) -> WeightEdit:
@@ -42,7 +40,7 @@ def make(requests: tuple[EditRequest, ...] = (REQUEST,), **changes: Any) -> Weig
         "config": {"layers": [1, 2], "lr": 0.1, "lam": None},
         "base": "f" * 32,
         "parents": ("0123", "4567"),
-        "keys": {"a.weight": torch.randn(2, 6, generator=g).T, "b.weight": torch.randn(5, 1)},
+        "keys": {"a.weight": torch.randn(2, 6, generator=g).T, "b.weight": torch.ones(5, 1)},
         "report": {"targets": [{"request": 0, "nll": 1 / 3, "tau": math.inf, "note": "é\n"}]},
         "meta": {"seconds": 0.25, "model": "random"},
     }
@@ -104,8 +102,8 @@ def test_round_trip(tmp_path: Path) -> None:
     again = back.save(tmp_path / "again")
     assert again.read_bytes() == path.read_bytes()
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
-    assert same(load_edit(str(make(deltas=(), keys={}).save(str(tmp_path / "bare")))),
-                make(deltas=(), keys={}))  # fmt: skip
+    bare = make(deltas=(), keys={})
+    assert same(load_edit(str(bare.save(str(tmp_path / "bare")))), bare)
 
 
 def test_the_id_is_the_content(tmp_path: Path) -> None:
@@ -230,7 +228,7 @@ def rewritten(path: Path, change: Any) -> None:
 def test_edited_by_hand(tmp_path: Path, change: Any) -> None:
     path = make().save(tmp_path / "edit")
     rewritten(path, lambda m: None)
-    assert same(load_edit(path), make(keys=load_edit(path).keys))
+    assert same(load_edit(path), make())
     rewritten(path, change)
     refused(path, "damaged|checksum")
 
@@ -246,7 +244,7 @@ class _Full:
     """A file that takes a few bytes."""
 
     def __init__(self, path: Any, mode: str) -> None:
-        self.file = open(path, mode)
+        self.file = open(path, mode)  # noqa: SIM115
 
     def __enter__(self) -> _Full:
         return self
@@ -274,7 +272,7 @@ def test_disk_full(tmp_path: Path, monkeypatch, where: str) -> None:
             assert str(target) in str(caught.value)
             assert isinstance(caught.value, OSError) and isinstance(caught.value, WorkbenchError)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    assert same(load_edit(path), make(editor="ROME", keys=load_edit(path).keys))
+    assert same(load_edit(path), old)
 
 
 def test_interrupted_save(tmp_path: Path, monkeypatch) -> None:

@@ -159,15 +159,15 @@ class WeightEdit:
                 this name is left as it was.
         """
         tensors, manifest = _core(self)
-        manifest |= {"report": dict(self.report), "meta": dict(self.meta)}
-        manifest["digest"] = self._digest()
-        payload = safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
-        return write_atomically(path, payload)
+        text = json.dumps(manifest | {"report": dict(self.report), "meta": dict(self.meta)})
+        meta = {"workbench": text, "digest": _hash(tensors, text)}
+        return write_atomically(path, safetensors_bytes(tensors, metadata=meta))
 
     def _digest(self) -> str:
         cached = self.__dict__.get("_digest_cache")
         if cached is None:
-            cached = _hash(*_core(self))
+            tensors, manifest = _core(self)
+            cached = _hash(tensors, json.dumps(manifest, sort_keys=True))
             object.__setattr__(self, "_digest_cache", cached)
         return str(cached)
 
@@ -215,12 +215,9 @@ def load_edit(path: str | os.PathLike[str]) -> WeightEdit:
             f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT!r}."
         )
     try:
-        edit = _unpack(tensors, manifest)
+        return _unpack(tensors, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
         raise DataError(f"{path} is damaged ({err!r}): get the file again.") from err
-    if edit._digest() != manifest.get("digest"):
-        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
-    return edit
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
@@ -297,15 +294,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as handle:
             meta = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        return tensors, json.loads(meta["workbench"])
+        text = meta["workbench"]
+        manifest = json.loads(text)
     except KeyError as err:
         raise DataError(f"{path} is a safetensors file but not a Workbench edit.") from err
-    except (SafetensorError, OSError, json.JSONDecodeError, struct.error) as err:
+    except (SafetensorError, OSError, ValueError, struct.error) as err:
         raise DataError(f"{path} is truncated or damaged ({err}): get the file again.") from err
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} is damaged (its manifest is no table): get the file again.")
+    if manifest.get("format") == FORMAT and meta.get("digest") != _hash(tensors, text):
+        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
+    return tensors, manifest
 
 
-def _hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
+def _hash(tensors: Mapping[str, Tensor], manifest: str) -> str:
+    digest = hashlib.sha256(manifest.encode())
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())

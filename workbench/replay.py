@@ -26,7 +26,7 @@ from workbench.model import ModelView
 from workbench.tokens import Encoded, pad_right
 from workbench.trace import hidden_of
 
-__all__ = ["Blocks", "Replay", "capture_blocks"]
+__all__ = ["Blocks", "Replay", "capture_blocks", "run_rows"]
 
 
 class _Stop(Exception):
@@ -79,11 +79,18 @@ def capture_blocks(view: ModelView, rows: Sequence[Sequence[int]], start: int, s
         start: first block to keep.
         stop: one past the last block to keep.
     """
-    ids, mask = pad_right(rows, device=view.device)
-    inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+    inputs, mask = _inputs(view, rows)
     with torch.no_grad():
         hidden, calls = _record(view, inputs, range(start, stop))
     return Blocks(view, start, hidden, mask, calls)
+
+
+@torch.no_grad()
+def run_rows(view: ModelView, rows: Sequence[Sequence[int]]) -> None:
+    """Run the blocks on right-padded rows, without the head; for use inside ``trace``."""
+    base = get_module(view.model, view.layout.base)
+    assert base is not None
+    base(**_inputs(view, rows)[0])
 
 
 class Replay:
@@ -164,6 +171,11 @@ class Replay:
             for layer, c in self._calls.items()
         }
         return small
+
+
+def _inputs(view: ModelView, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Tensor]:
+    ids, mask = pad_right(rows, device=view.device)
+    return {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}, mask
 
 
 def _record(

@@ -22,7 +22,7 @@ from workbench.errors import NumericalError
 from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import track
-from workbench.replay import Blocks, capture_blocks
+from workbench.replay import Blocks, capture_blocks, run_rows
 from workbench.tokens import context_length, encode_request
 from workbench.trace import Site, trace
 
@@ -77,7 +77,7 @@ def subject_activations(
     for part in _chunked(rows, len(contexts.templates)):
         sites = [Site(layer, "key"), Site(layer, "value")]
         with trace(view, sites, stop=True) as seen:
-            capture_blocks(view, part, layer, view.n_layers)
+            run_rows(view, part)
         last = torch.tensor([len(r) - 1 for r in part])
         keys.append(_at(seen[sites[0]], last))
         values.append(_at(seen[sites[1]], last))
