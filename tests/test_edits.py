@@ -176,8 +176,7 @@ def test_a_flipped_bit_anywhere(tmp_path: Path) -> None:
             found = load_edit(path)
         except DataError:
             continue
-        # nothing that carries meaning: blanks that pad the header
-        assert whole[i : i + 1] == b" " and same(found, edit), i
+        assert same(found, edit), i  # a blank that pads the header
 
 
 def test_other_files(tmp_path: Path) -> None:
@@ -230,7 +229,7 @@ def test_edited_by_hand(tmp_path: Path, change: Any) -> None:
     rewritten(path, lambda m: None)
     assert same(load_edit(path), make())
     rewritten(path, change)
-    refused(path, "damaged|checksum")
+    refused(path, "checksum")
 
 
 # ---------------------------------------------------------------------- disks that are full

@@ -180,7 +180,7 @@ def _disturb(layer: int, seen: _Seen) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         rows = out.view(-1, N_TOKENS, out.shape[-1])  # OPT flattens batch and position
         seen.key[layer] = args[0].reshape(rows.shape[0], N_TOKENS, -1)[0].double()
-        seen.value[layer] = rows[0].double()
+        seen.value[layer] = rows[0].double().clone()
         generator = torch.Generator().manual_seed(layer)
         noise = torch.randn(out.shape[-1], generator=generator).to(out.device, out.dtype)
         noise = noise * rows[0, -1].double().square().mean().sqrt().clamp_min(1e-3).to(out.dtype)

@@ -43,7 +43,8 @@ def _edit(args: argparse.Namespace) -> int:
     before = _tokens(view, request)
     with view.applied(edit):
         after = _tokens(view, request)
-    print(before.join(after, how="outer", lsuffix=" before", rsuffix=" after").to_string())
+    table = pd.concat([before, after], axis=1, keys=["before", "after"])
+    print(table.sort_values("after", ascending=False).round(4).to_string())
     print(edit)
     if args.out:
         print(f"saved: {edit.save(args.out)}")
@@ -81,9 +82,9 @@ def _summary(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tokens(view: ModelView, request: EditRequest) -> pd.DataFrame:
+def _tokens(view: ModelView, request: EditRequest) -> pd.Series:
     pins = [t for t in (request.target_new, request.target_true) if t]
-    return next_tokens(view, request.text, top_k=5, pin=pins).set_index("token")[["prob"]]
+    return next_tokens(view, request.text, top_k=5, pin=pins).set_index("token")["prob"]
 
 
 def _cases(data: str, limit: int | None) -> list[EditCase]:

@@ -159,15 +159,16 @@ class WeightEdit:
                 this name is left as it was.
         """
         tensors, manifest = _core(self)
-        text = json.dumps(manifest | {"report": dict(self.report), "meta": dict(self.meta)})
-        meta = {"workbench": text, "digest": _hash(tensors, text)}
-        return write_atomically(path, safetensors_bytes(tensors, metadata=meta))
+        manifest |= {"report": dict(self.report), "meta": dict(self.meta)}
+        manifest = json.loads(json.dumps(manifest))  # as it will be read: keys are texts
+        manifest["digest"] = _hash(tensors, manifest)
+        payload = safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
+        return write_atomically(path, payload)
 
     def _digest(self) -> str:
         cached = self.__dict__.get("_digest_cache")
         if cached is None:
-            tensors, manifest = _core(self)
-            cached = _hash(tensors, json.dumps(manifest, sort_keys=True))
+            cached = _hash(*_core(self))
             object.__setattr__(self, "_digest_cache", cached)
         return str(cached)
 
@@ -214,6 +215,8 @@ def load_edit(path: str | os.PathLike[str]) -> WeightEdit:
         raise DataError(
             f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT!r}."
         )
+    if manifest.pop("digest", None) != _hash(tensors, manifest):
+        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
     try:
         return _unpack(tensors, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
@@ -294,21 +297,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as handle:
             meta = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        text = meta["workbench"]
-        manifest = json.loads(text)
+        manifest = json.loads(meta["workbench"])
     except KeyError as err:
         raise DataError(f"{path} is a safetensors file but not a Workbench edit.") from err
     except (SafetensorError, OSError, ValueError, struct.error) as err:
         raise DataError(f"{path} is truncated or damaged ({err}): get the file again.") from err
     if not isinstance(manifest, dict):
         raise DataError(f"{path} is damaged (its manifest is no table): get the file again.")
-    if manifest.get("format") == FORMAT and meta.get("digest") != _hash(tensors, text):
-        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
     return tensors, manifest
 
 
-def _hash(tensors: Mapping[str, Tensor], manifest: str) -> str:
-    digest = hashlib.sha256(manifest.encode())
+def _hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())

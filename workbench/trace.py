@@ -115,7 +115,8 @@ def _action(
         full = x.reshape(*shape[0][:2], x.shape[-1])  # OPT flattens batch and position
         new = full if rewrite is None else rewrite(full)
         if keep:
-            seen[site] = new
+            # some families add to a module's output in place (Falcon): keep what it was
+            seen[site] = new.clone() if site.part in ("value", "attention") else new
         return None if rewrite is None else new.reshape(x.shape)
 
     return act

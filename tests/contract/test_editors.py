@@ -6,6 +6,7 @@ In short form every editor meets three families and every family two editors; wi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -15,12 +16,16 @@ import families
 import pytest
 import torch
 
-from workbench.editors import EDITORS, Editor, find_editor, rebuild_editor
+from workbench.editors import EDITORS, FT, MEMIT, ROME, Editor, find_editor, rebuild_editor
+from workbench.editors.locate.base import LocateEditor
 from workbench.edits import load_edit
 from workbench.errors import OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
-from workbench.model import ModelView
+from workbench.metrics import score
+from workbench.model import ModelView, open_view
 from workbench.stats import SecondMoment
+from workbench.tokens import encode_request
+from workbench.trace import Site, trace
 
 TEMPLATES = ("{}", "I saw it. {}")
 LOCATE = {"layers": (1,), "steps": 6, "lr": 0.3, "templates": TEMPLATES, "corpus": "identity"}
@@ -130,17 +135,29 @@ def test_contract(make_view, tmp_path, name: str, family: str) -> None:
         edited = state(view)
     with view.applied(again):
         assert same(view, edited)
-    # the edit does what it is for: the new targets become likelier
-    assert loss(view, requests, edit) < loss(view, requests, None)
+    check_equation(view, editor, requests)
 
 
-def loss(view: ModelView, requests: list[EditRequest], edit: Any) -> float:
-    from workbench.metrics import score
-
-    if edit is None:
-        return float(score(view, requests)["nll_target"].mean())
-    with view.applied(edit):
-        return float(score(view, requests)["nll_target"].mean())
+def check_equation(view: ModelView, editor: Editor, requests: list[EditRequest]) -> None:
+    """Fine-tuning lowers its loss; a locate-then-edit editor that writes the bare prompt's key
+    exactly brings the subject's state to the target vector."""
+    if isinstance(editor, FT):
+        with view.applied(editor.edit(view, requests)):
+            after = score(view, requests)["nll_target"].mean()
+        assert after < score(view, requests)["nll_target"].mean()
+        return
+    assert isinstance(editor, LocateEditor)
+    exact = {"lam": 1e-9} if isinstance(editor, MEMIT) else {}
+    bare = editor.with_options(templates=("{}",), **exact)
+    target = bare._targets(view, requests[:1], bare._contexts(view))
+    part = "value" if isinstance(editor, ROME) else "residual"
+    site = Site(max(bare.layers), part)
+    row = encode_request(view.tokenizer, requests[0])[0]
+    with view.applied(bare.edit(view, requests[0])), trace(view, [site]) as seen:
+        view.model(input_ids=torch.tensor([row.ids]))
+    found = seen[site][0, row.pivot].detach()
+    assert float((found - target.z[:, 0]).norm() / target.delta.norm()) < 1e-2
+    assert float(target.delta.norm()) > 0
 
 
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "EMMET"])
@@ -159,58 +176,22 @@ def test_half_precision(make_view, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "EMMET"])
 def test_storage_order_does_not_matter(make_model, tokenizer, name: str) -> None:  # O17
     """Conv1D and Linear copies of one model give the same update and the same logits."""
-    import transformers as tf
-
-    from workbench.model import open_view
-
-    gpt2 = make_model("gpt2", torch.float64)
-    neo_config = tf.GPTNeoConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=gpt2.config.n_embd,
-        intermediate_size=gpt2.config.n_inner,
-        num_layers=gpt2.config.n_layer,
-        num_heads=gpt2.config.n_head,
-        max_position_embeddings=gpt2.config.n_positions,
-        attention_types=[[["global"], gpt2.config.n_layer]],
-        resid_dropout=0.0,
-    )
-    neo = tf.GPTNeoForCausalLM(neo_config).to(torch.float64).eval()
-    copy_weights(gpt2, neo)
-    a = open_view(gpt2, tokenizer, name="conv1d")
-    b = open_view(neo, tokenizer, name="linear")
-    ids = torch.tensor([tokenizer("Bo lives in Oslo")["input_ids"]])
-    with torch.no_grad():
-        assert torch.allclose(gpt2(ids).logits, neo(ids).logits, atol=1e-10)
+    plain = make_model("gpt2", torch.float64)
+    turned = copy.deepcopy(plain)
+    for block in turned.transformer.h:
+        old = block.mlp.c_proj
+        new = torch.nn.Linear(*old.weight.shape, dtype=torch.float64)
+        new.weight.data, new.bias.data = old.weight.data.T.contiguous(), old.bias.data
+        block.mlp.c_proj = new
+    a = open_view(plain, tokenizer, name="conv1d")
+    b = open_view(turned.eval(), tokenizer, name="linear")
     edits = [make_editor(name).edit(v, REQUESTS) for v in (a, b)]
     for d, e in zip(edits[0].deltas, edits[1].deltas, strict=True):
         x, y = (t.materialize(dtype=torch.float64) for t in (d, e))
-        assert float((x - y).norm() / y.norm()) < 1e-8
+        assert float((x - y).norm() / y.norm()) < 1e-9
+    ids = torch.tensor([tokenizer("Bo lives in Oslo")["input_ids"]])
     with torch.no_grad(), a.applied(edits[0]), b.applied(edits[1]):
-        assert torch.allclose(gpt2(ids).logits, neo(ids).logits, atol=1e-7)
-
-
-def copy_weights(gpt2: Any, neo: Any) -> None:
-    """GPT-2 and GPT-Neo compute alike up to the scale of attention, which is folded in here."""
-    with torch.no_grad():
-        neo.transformer.wte.weight.copy_(gpt2.transformer.wte.weight)
-        neo.transformer.wpe.weight.copy_(gpt2.transformer.wpe.weight)
-        neo.transformer.ln_f.load_state_dict(gpt2.transformer.ln_f.state_dict())
-        for ours, theirs in zip(gpt2.transformer.h, neo.transformer.h, strict=True):
-            theirs.ln_1.load_state_dict(ours.ln_1.state_dict())
-            theirs.ln_2.load_state_dict(ours.ln_2.state_dict())
-            d = ours.attn.c_proj.weight.shape[0]
-            q, k, v = ours.attn.c_attn.weight.T.split(d)
-            heads = ours.attn.num_heads
-            inner = theirs.attn.attention
-            inner.q_proj.weight.copy_(q / (d // heads) ** 0.5)
-            inner.k_proj.weight.copy_(k)
-            inner.v_proj.weight.copy_(v)
-            ours.attn.c_attn.bias.zero_()  # GPT-Neo has no biases there
-            inner.out_proj.weight.copy_(ours.attn.c_proj.weight.T)
-            inner.out_proj.bias.copy_(ours.attn.c_proj.bias)
-            for name in ("c_fc", "c_proj"):
-                getattr(theirs.mlp, name).weight.copy_(getattr(ours.mlp, name).weight.T)
-                getattr(theirs.mlp, name).bias.copy_(getattr(ours.mlp, name).bias)
+        assert torch.allclose(plain(ids).logits, turned(ids).logits, atol=1e-9)
 
 
 def test_rome_writes_one_request_after_another(make_view) -> None:
