@@ -84,7 +84,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     lowered = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word).lower(), list(lowered), n=1, cutoff=0.6)
     if close:
         return f" Did you mean {lowered[close[0]]!r}?"
     return f" Known: {', '.join(names)}."

@@ -135,7 +135,7 @@ class ModelView:
         Raises:
             OptionError: naming the value and the valid range.
         """
-        bad = [x for x in layers if not (isinstance(x, int) and 0 <= x < self.n_layers)]
+        bad = [x for x in layers if not (type(x) is int and 0 <= x < self.n_layers)]
         if bad or not layers:
             raise OptionError(
                 f"layers={tuple(layers)!r}: {self.name} has layers 0 to {self.n_layers - 1}; "

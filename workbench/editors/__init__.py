@@ -23,7 +23,7 @@ def find_editor(name: str) -> type[Editor]:
     Raises:
         OptionError: for an unknown name, with the nearest known one.
     """
-    found = {known.lower(): cls for known, cls in EDITORS.items()}.get(name.lower())
+    found = {known.lower(): cls for known, cls in EDITORS.items()}.get(str(name).lower())
     if found is None:
         raise OptionError(f"there is no editor {name!r}." + did_you_mean(name, EDITORS))
     return found

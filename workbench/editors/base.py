@@ -11,7 +11,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -42,11 +43,13 @@ class Editor(ABC):
 
     Attributes:
         needs_subject: whether every request must name a subject.
+        accepts: precomputed inputs that :meth:`edit` takes.
         requires: capabilities (see :mod:`workbench.capabilities`) the model must have.
         reference: key of the method's entry in ``references.bib``.
     """
 
     needs_subject: ClassVar[bool] = True
+    accepts: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ("linear",)
     decoder_only: ClassVar[bool] = False
     reference: ClassVar[str]
@@ -76,6 +79,12 @@ class Editor(ABC):
             OptionError: for an option out of range.
             NumericalError: if NaN or Inf appears anywhere.
         """
+        for name in given:
+            if name not in self.accepts:
+                raise OptionError(
+                    f"{type(self).__name__}.edit has no argument {name!r}."
+                    + did_you_mean(name, ("view", "requests", *self.accepts))
+                )
         batch = self._admit(view, requests)
         began = time.perf_counter()
         with view.writing(f"{type(self).__name__} edit of {len(batch)} facts"):
@@ -84,6 +93,12 @@ class Editor(ABC):
 
     def _admit(self, view: ModelView, requests: Any) -> list[EditRequest]:
         """Every check that can be made before anything is computed."""
+        if not isinstance(view, ModelView):
+            raise OptionError(
+                f"an editor needs a view, not {type(view).__name__}: view = workbench.load(model, "
+                "tokenizer=...)."
+            )
+        self._check_types()
         batch = as_requests(requests)
         reason = self.unsupported(view)
         if reason:
@@ -127,6 +142,13 @@ class Editor(ABC):
     def _check(self, view: ModelView) -> None:  # noqa: B027 - optional, most editors override it
         """Refuse options that are out of range for this view."""
 
+    def _check_types(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not _fits(value, hints[f.name]):
+                raise OptionError(f"{type(self).__name__}: {f.name}={value!r} must be {f.type}.")
+
     def unsupported(self, view: ModelView) -> str | None:
         """The reason why this editor cannot edit this model, None if it can."""
         if self.decoder_only and view.kind != DECODER:
@@ -159,7 +181,16 @@ class Editor(ABC):
             limit = context_length(view.model.config)
             for req in requests:
                 encode_request(view.tokenizer, req, max_length=limit)
-        elif view.labels:
+            return
+        limit = getattr(view.model.config, "max_position_embeddings", None)
+        for req in requests:
+            n = max(len(view.tokenizer(t)["input_ids"]) for t in (req.text, req.target_new))
+            if limit and n > limit:
+                raise RequestError(
+                    f"prompt or target too long: {req.text[:60]!r} has {n} tokens, the model's "
+                    f"context is {limit}. Shorten it."
+                )
+        if view.labels:
             for req in requests:
                 if req.target_new not in view.labels:
                     raise RequestError(
@@ -236,6 +267,19 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an option's value is of its declared type; NaN is no number."""
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        each = get_args(hint)[0]
+        return isinstance(value, tuple | list) and all(_fits(v, each) for v in value)
+    if hint in (int, float):
+        kinds = int if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
 
 
 def _jsonable(value: Any) -> Any:

@@ -69,6 +69,8 @@ class FT(Editor):
     def _check(self, view: ModelView) -> None:
         view.check_layers(self.layers)
         name = type(self).__name__
+        if len(set(self.layers)) != len(self.layers):
+            raise OptionError(f"{name}: layers={self.layers} names a layer twice.")
         if self.objective not in OBJECTIVES:
             raise OptionError(
                 f"{name}: objective={self.objective!r} is unknown."

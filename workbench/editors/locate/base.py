@@ -16,7 +16,7 @@ from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
 from workbench.editors.locate.sweep import LayerWrite
 from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
 from workbench.edits import Delta, Edit
-from workbench.errors import OptionError, did_you_mean
+from workbench.errors import OptionError, StatisticsError, did_you_mean
 from workbench.facts import EditCase, EditRequest, as_requests
 from workbench.model import ModelView
 from workbench.stats import SecondMoment, identity_moment, require, second_moments
@@ -34,6 +34,7 @@ __all__ = [
     "summarize",
 ]
 
+NOT_NEGATIVE = ("lr", "clamp", "weight_decay", "kl_factor")
 KL_POSITIONS = ("subject_last", "prompt_end")
 
 
@@ -72,6 +73,7 @@ class LocateEditor(Editor):
     corpus_tokens: int | None = None
     seed: int = 0
 
+    accepts: ClassVar[tuple[str, ...]] = ("statistics",)
     decoder_only: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("linear", "additive", "readout")
 
@@ -80,7 +82,7 @@ class LocateEditor(Editor):
         name = type(self).__name__
         if len(set(self.layers)) != len(self.layers):
             raise OptionError(f"{name}: layers={self.layers} names a layer twice.")
-        for option, low in (("steps", 1), ("lr", 0), ("clamp", 0)):
+        for option, low in (("steps", 1), *((x, 0) for x in NOT_NEGATIVE)):
             if not getattr(self, option) >= low:
                 raise OptionError(
                     f"{name}: {option}={getattr(self, option)} must be at least {low}."
@@ -219,14 +221,22 @@ def statistics_for(
     """Key statistics of the editor's layers: given ones, cached ones, or a new pass.
 
     Raises:
-        StatisticsError: if given statistics are of another model or from too few tokens.
+        StatisticsError: if given statistics lack a layer, are of another model or from too few tokens.
     """
     layers = list(editor.layers)
     if given is not None:
+        if not isinstance(given, Mapping):
+            raise OptionError(f"statistics must be layer → SecondMoment, not {type(given)}.")
         missing = [x for x in layers if x not in given]
         if missing:
-            raise OptionError(f"statistics lack layers {missing}: compute them for {layers}.")
+            raise StatisticsError(f"statistics lack layers {missing}: compute them for {layers}.")
         found = {x: given[x] for x in layers}
+        for layer, moment in found.items():
+            if not isinstance(moment, SecondMoment):
+                raise OptionError(
+                    f"statistics[{layer}] is a {type(moment).__name__}, not a SecondMoment: make "
+                    f"it with second_moments(view, {layers}) or import_npz."
+                )
     elif editor.corpus == "identity":
         found = {x: identity_moment(view, x) for x in layers}
     else:

@@ -138,7 +138,9 @@ class _Rows:
         prompts = encode_request(view.tokenizer, request, contexts.templates, max_length=limit)
         assert request.subject is not None
         text = f"{request.subject} is a"
-        anchor = encode(view.tokenizer, [Item(text, "", (0, len(request.subject)))])[0]
+        whole = limit if options.kl_position == "prompt_end" else None  # else it ends earlier
+        item = Item(text, "", (0, len(request.subject)))
+        anchor = encode(view.tokenizer, [item], max_length=whole)[0]
         end = anchor.pivot if options.kl_position == "subject_last" else len(anchor.ids) - 1
         self.anchor_column = end - anchor.pivot
         self.inputs = [Encoded(p.ids[:-1], p.pivot, len(p.ids) - 1) for p in prompts]
