@@ -122,7 +122,10 @@ THIN = {
         "workbench summary data/results/counterfact_smollm2-135m/ROME.csv",
     ),
 }
-MODEL = ("model", {"metavar": "MODEL", "help": "a name, a folder or a hub id"})
+MODEL: tuple[str, dict[str, object]] = (
+    "model",
+    {"metavar": "MODEL", "help": "a name, a folder or a hub id"},
+)
 ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
     "edit": (
         MODEL,

@@ -24,7 +24,15 @@ from transformers.pytorch_utils import Conv1D
 from workbench.errors import NumericalError, UnsupportedModelError
 from workbench.layouts import DECODER, ENCODER_DECODER, Layout
 
-__all__ = ["Capabilities", "get_module", "prove", "readout", "refuse_unusable", "tensor_of"]
+__all__ = [
+    "Capabilities",
+    "decoder_config",
+    "get_module",
+    "prove",
+    "readout",
+    "refuse_unusable",
+    "tensor_of",
+]
 
 N_TOKENS = 4
 #: Relative error allowed in the proofs, by the size of a float's mantissa step.
@@ -47,6 +55,12 @@ def get_module(model: nn.Module, path: str | None) -> nn.Module | None:
     for part in (path or "").split("."):
         node = getattr(node, part, None) if path else None
     return node if isinstance(node, nn.Module) else None
+
+
+def decoder_config(model: nn.Module) -> Any:
+    """The configuration of the part that writes text."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True)
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -89,7 +103,7 @@ def readout(model: nn.Module, layout: Layout, residual: Tensor) -> Tensor:
     Args:
         residual: ``[..., d_model]``, output of the last block.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model)
     for path in (layout.final_norm, layout.project_out):
         module = get_module(model, path)
         residual = residual if module is None else module(residual)
@@ -201,7 +215,7 @@ def _record(layer: int, seen: _Seen) -> Callable[..., None]:
 
 
 def _forward(model: nn.Module, layout: Layout, rows: int) -> Tensor:
-    vocab = model.config.get_text_config(decoder=True).vocab_size
+    vocab = decoder_config(model).vocab_size
     ids = torch.arange(5, 5 + N_TOKENS) % vocab
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     batch = ids.to(device).expand(rows, -1).contiguous()

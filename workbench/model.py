@@ -106,7 +106,8 @@ class ModelView:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        embedding: Any = self.model.get_input_embeddings()
+        return embedding.weight.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -500,7 +501,7 @@ def open_view(
     if not capabilities.linear:
         capabilities = replace(capabilities, additive=False)
     if not labels and layout.kind not in (DECODER, "encoder_decoder"):
-        labels = tuple(str(x) for x in model.config.id2label.values())
+        labels = tuple(str(x) for x in (model.config.id2label or {}).values())
     return ModelView(
         model,
         tokenizer,

@@ -128,11 +128,7 @@ class Replay:
             self.hidden, self._calls = _record(view, inputs, range(start, view.n_layers))
         self._cache = cache
         self._past = {
-            layer: (
-                cache.layers[layer].keys[:, :, :width],
-                cache.layers[layer].values[:, :, :width],
-            )
-            for layer in range(start, view.n_layers)
+            layer: _first(_held(cache, layer), width) for layer in range(start, view.n_layers)
         }
 
     @property
@@ -143,8 +139,7 @@ class Replay:
     def run(self, hidden: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos d_model"]:
         """Output of the last block for another input of block ``start``; keeps gradients."""
         for layer in range(self.start, self.view.n_layers):
-            past = self._cache.layers[layer]
-            past.keys, past.values = self._past[layer]
+            _hold(self._cache, layer, *self._past[layer])
             call = self._calls[layer]
             hidden = tensor_of(self.view.block(layer)(hidden, *call.args, **call.kwargs))
         return hidden
@@ -229,10 +224,23 @@ def _prefix_cache(
     base(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
     source = torch.arange(width, device=view.device)[None] - (width - real)[:, None]
     kept = source >= 0
-    for layer in cache.layers:
-        layer.keys = _shift(layer.keys, source, kept)
-        layer.values = _shift(layer.values, source, kept)
+    for layer in range(view.n_layers):
+        _hold(cache, layer, *(_shift(part, source, kept) for part in _held(cache, layer)))
     return cache, kept
+
+
+def _first(held: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    return held[0][:, :, :width], held[1][:, :, :width]
+
+
+def _held(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
+    entry: Any = cache.layers[layer]
+    return entry.keys, entry.values
+
+
+def _hold(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor) -> None:
+    entry: Any = cache.layers[layer]
+    entry.keys, entry.values = keys, values
 
 
 def _shift(x: Tensor, source: Tensor, kept: Tensor) -> Tensor:

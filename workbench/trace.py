@@ -66,11 +66,12 @@ def trace(
     view.check_layers([s.layer for s in sites] or [0])
     seen: dict[Site, Tensor] = {}
     shape: list[torch.Size] = []
-    handles = [_remember_shape(view, sites[0].layer if sites else 0, shape)]
-    for site in sites:
-        action = _action(site, site in read, write.get(site), seen, shape)
-        handles.append(_attach(view, site, action, last=stop and site == sites[-1]))
+    handles: list[Any] = []
     try:
+        handles.append(_remember_shape(view, sites[0].layer if sites else 0, shape))
+        for site in sites:
+            action = _action(site, site in read, write.get(site), seen, shape)
+            handles.append(_attach(view, site, action, last=stop and site == sites[-1]))
         yield seen
     except _Stop:
         pass

@@ -260,7 +260,7 @@ def store(view: ModelView, layer: int, left: torch.Tensor, right: torch.Tensor) 
 
 
 def _versions() -> dict[str, str]:
-    found = {"torch": torch.__version__}
+    found: dict[str, str] = {"torch": str(torch.__version__)}
     for package in ("transformers", "workbench-editing"):
         try:
             found[package] = version(package)

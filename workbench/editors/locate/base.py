@@ -221,7 +221,8 @@ def statistics_for(
     """Key statistics of the editor's layers: given ones, cached ones, or a new pass.
 
     Raises:
-        StatisticsError: if given statistics lack a layer, are of another model or from too few tokens.
+        StatisticsError: if given statistics lack a layer, are of another model, or from too few
+            tokens.
     """
     layers = list(editor.layers)
     if given is not None:

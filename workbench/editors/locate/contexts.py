@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,7 +71,8 @@ def contexts(
 def _generate(view: ModelView, recipe: str, seed: int) -> list[str]:
     if recipe == "bare":
         return []
-    tok = view.tokenizer
+    tok: Any = view.tokenizer
+    lengths: tuple[int, ...]
     if recipe == "rome":
         start = next((x for x in (tok.bos_token_id, tok.eos_token_id) if x is not None), 0)
         seeds, lengths = [[start]] * len(ROME_LENGTHS), ROME_LENGTHS
