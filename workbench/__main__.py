@@ -97,6 +97,26 @@ def _parser() -> argparse.ArgumentParser:
         "workbench check smollm2-135m",
     )
     check.add_argument("model", metavar="MODEL", help="a name, a folder or a hub id")
+    run = commands.add(
+        "run",
+        _run,
+        "run a notebook without a browser, with other parameters, and keep what it showed",
+        "workbench run tutorials/01_your_first_edit.ipynb -p model=tiny --out first.ipynb",
+    )
+    run.add_argument("notebook", metavar="NOTEBOOK", help="a file that ends in .ipynb")
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a new value for a name in the cell tagged parameters; may be repeated",
+    )
+    run.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the executed notebook (default: NAME.run.ipynb in the current folder)",
+    )
     for name in ("edit", "score", "stats", "summary"):
         _add_thin(commands, name)
     return parser
@@ -240,6 +260,14 @@ def _thin(args: argparse.Namespace, rest: list[str]) -> int:
     from workbench.commands import run
 
     return run(args.command, args)
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from workbench.notebooks import parse_parameters, run_notebook
+
+    parameters = parse_parameters(args.parameters)
+    print(f"executed: {run_notebook(args.notebook, args.out, **parameters)}")
+    return 0
 
 
 def _lab(args: argparse.Namespace, rest: list[str]) -> int:

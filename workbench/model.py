@@ -100,6 +100,7 @@ class ModelView:
         self._snapshots: dict[int, _State] = {}
         self._lock = threading.RLock()
         self._busy = ""
+        self._showing_depth = 0
 
     # ------------------------------------------------------------------ parts of the model
 
@@ -188,7 +189,7 @@ class ModelView:
                 f"push takes one edit, not {type(edit).__name__}: compute it with "
                 "editor.edit(view, requests), or read it with load_edit(path)."
             )
-        with self.writing("push"):
+        with self._changing("push"):
             twin = [i for i, e in enumerate(self.stack) if e.id == edit.id]
             if twin:
                 warnings.warn(
@@ -206,7 +207,7 @@ class ModelView:
         Raises:
             OptionError: if the stack is empty.
         """
-        with self.writing("pop"):
+        with self._changing("pop"):
             if not self.stack:
                 raise OptionError("the stack is empty: there is no edit to take back.")
             last = self.stack[-1]
@@ -215,7 +216,7 @@ class ModelView:
 
     def reset(self) -> None:
         """Take every edit off; every parameter is its stored original."""
-        with self.writing("reset"):
+        with self._changing("reset"):
             self._install(_State())
             self._snapshots.clear()
 
@@ -225,7 +226,7 @@ class ModelView:
         Raises:
             OptionError: if there is no such entry.
         """
-        with self.writing("drop"):
+        with self._changing("drop"):
             index = self._entry(index)
             edits = list(self.stack)
             gone = edits.pop(index)
@@ -243,7 +244,7 @@ class ModelView:
             OptionError: if there is no such entry.
         """
         rebuild = importlib.import_module("workbench.editors").rebuild_editor
-        with self.writing("replay"):
+        with self._changing("replay"):
             index = self._entry(without)
             before, later, gone = self._state, self.stack[index + 1 :], self.stack[index]
             snapshots = dict(self._snapshots)
@@ -300,6 +301,17 @@ class ModelView:
         finally:
             self._busy = outer
             self._lock.release()
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """As :meth:`writing`, for changes of the stack that shall last."""
+        with self.writing(what):
+            if self._showing_depth:
+                raise BusyError(
+                    f"{what} inside `with view.applied(...)` or `view.at(...)` would be lost at its "
+                    "end: leave the block first."
+                )
+            yield
 
     def say(self, what: str) -> None:
         """Describe the work in progress, for the error a second writer gets."""

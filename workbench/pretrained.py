@@ -87,13 +87,27 @@ def load(
         tok = tokenizer if tokenizer is not None else folder
         if isinstance(tok, str | Path):
             tok = AutoTokenizer.from_pretrained(tok, revision=revision)
-        model = auto.from_pretrained(folder, revision=revision, dtype=dtype, device_map=device_map)
+        model, info = auto.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+        )
+    except ImportError as err:  # device_map without accelerate, and the like
+        raise OptionError(f"{_first_line(err)} Install what it names, then load again.") from err
     except (OSError, ValueError, KeyError, RuntimeError) as err:
         raise _explain(str(name), folder, err) from err
     except Exception as err:
         if type(err).__name__ != "SafetensorError":
             raise
         raise _explain(str(name), folder, err) from err
+    absent = sorted(info["missing_keys"])
+    if absent:  # transformers would go on with random numbers in their place
+        raise DataError(
+            f"the checkpoint of {str(name)!r} lacks {len(absent)} weights of a "
+            f"{type(model).__name__} ({absent[0]}, ...): it is incomplete, or another class's."
+        )
     if device is not None:
         model = model.to(device)
     return open_view(model, tok, name=str(name), kind=kind, labels=labels)

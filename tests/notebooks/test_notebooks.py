@@ -1,0 +1,221 @@
+"""Every notebook: as committed it obeys the rules, and it runs on ``tiny`` from a clean kernel."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench import __main__ as cli
+from workbench.errors import DataError, OptionError, WorkbenchError
+from workbench.notebooks import parse_parameters, run_notebook
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(p for d in ("tutorials", "notebooks") for p in (ROOT / d).glob("*.ipynb"))
+#: Small parameters, by notebook; ``model`` is set to tiny where a notebook has it.
+SMALL: dict[str, dict[str, Any]] = {}
+MAX_BYTES, MAX_LINES, MAX_SECONDS = 500_000, 12, 60
+LIVE, STILL = "application/vnd.plotly.v1+json", "image/png"
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+@pytest.fixture(autouse=True)
+def _kernel_finds_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is another process: it gets the checkout on its path."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def outputs(notebook: Any) -> Iterator[Any]:
+    for cell in code_cells(notebook):
+        yield from cell.outputs
+
+
+def lines_of_code(source: str) -> list[str]:
+    return [x for x in source.splitlines() if x.strip() and not x.strip().startswith("#")]
+
+
+def test_there_are_notebooks():
+    assert ROOT / "tutorials" / "01_your_first_edit.ipynb" in NOTEBOOKS
+
+
+# ---------------------------------------------------------------- as committed
+
+
+@each
+def test_cells_are_short_and_define_nothing(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in code_cells(notebook):
+        kinds = [type(node) for node in ast.walk(ast.parse(cell.source))]
+        defined = {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
+        assert not defined & set(kinds), f"{cell.id} defines something"
+        assert len(lines_of_code(cell.source)) <= MAX_LINES, f"{cell.id} is too long"
+    tagged = [c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", ())]
+    assert len(tagged) == 1
+    assert not [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", ())]
+
+
+@each
+def test_outputs_are_kept_and_can_be_seen_without_running(path):
+    assert path.stat().st_size <= MAX_BYTES
+    notebook = nbformat.read(path, as_version=4)
+    assert "widgets" not in notebook.metadata
+    found = list(outputs(notebook))
+    assert found and all(c.execution_count for c in code_cells(notebook))
+    for output in found:
+        assert output.output_type != "error"
+        if output.output_type == "stream":
+            assert output.name == "stdout", output.text
+            continue
+        assert "application/vnd.jupyter.widget-view+json" not in output.data
+        assert output.data.get("text/plain", "").strip()
+        if LIVE in output.data:
+            assert STILL in output.data and len(output.data["text/plain"]) > 20
+    assert any(LIVE in o.get("data", {}) for o in found)
+
+
+@each
+def test_no_machine_is_named(path):
+    notebook = nbformat.read(path, as_version=4)
+    said = [o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs(notebook)]
+    text = "\n".join([*said, *(c.source for c in notebook.cells)])
+    assert not re.search(r"/(home|root|Users|tmp|work)/", text)
+
+
+@each
+def test_kernel_and_order_are_those_of_a_clean_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    counts = [c.execution_count for c in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+# ---------------------------------------------------------------- run again
+
+
+@each
+@pytest.mark.slow
+@pytest.mark.timeout(MAX_SECONDS)
+def test_it_runs_on_tiny(path, tmp_path):
+    copy = tmp_path / path.parent.name / path.name
+    copy.parent.mkdir()
+    shutil.copyfile(path, copy)
+    before = copy.read_bytes()
+    parameters = {"model": "tiny"} | SMALL.get(path.stem, {})
+    done = run_notebook(copy, tmp_path / "done.ipynb", **parameters)
+    assert copy.read_bytes() == before and list(copy.parent.iterdir()) == [copy]
+    notebook = nbformat.read(done, as_version=4)
+    (injected,) = [c for c in code_cells(notebook) if c.id == "injected-parameters"]
+    assert "model = 'tiny'" in injected.source
+    assert all(c.execution_count for c in code_cells(notebook))
+    assert not [o for o in outputs(notebook) if o.output_type == "error"]
+    assert "timing" not in notebook.metadata and "execution" not in injected.metadata
+
+
+# ---------------------------------------------------------------- the runner
+
+
+def small(path: Path, *sources: str) -> Path:
+    v4 = nbformat.v4
+    cells = [v4.new_code_cell(s) for s in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_parameters_are_injected_behind_their_cell_and_only_once(tmp_path):
+    path = small(tmp_path / "n.ipynb", "n = 1\nname: str = 'a'", "print(n, name)")
+    done = run_notebook(path, tmp_path / "a.ipynb", n=3)
+    again = run_notebook(done, tmp_path / "b.ipynb", n=4, name="it's")
+    notebook = nbformat.read(again, as_version=4)
+    assert [o.text for o in outputs(notebook)] == ["4 it's\n"]
+    assert len(notebook.cells) == 3 and notebook.cells[1].source == 'n = 4\nname = "it\'s"'
+
+
+def test_a_second_run_writes_the_same_file(tmp_path):
+    path = small(tmp_path / "n.ipynb", "n = 1", "for i in range(3):\n    print(i)")
+    first = run_notebook(path, tmp_path / "a.ipynb").read_bytes()
+    assert run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb").read_bytes() == first
+
+
+def test_progress_bars_are_left_out_and_other_words_kept(tmp_path):
+    bar = "import sys\n_ = sys.stderr.write('\\rfit:  50%|###   | 1/2 [00:01<00:01]\\rdone\\n')"
+    path = small(tmp_path / "n.ipynb", bar)
+    notebook = nbformat.read(run_notebook(path, tmp_path / "a.ipynb"), as_version=4)
+    assert [(o.name, o.text) for o in outputs(notebook)] == [("stderr", "done\n")]
+
+
+def test_an_error_stops_the_run_and_keeps_what_ran(tmp_path):
+    path = small(tmp_path / "n.ipynb", "n = 1", "print('here')", "1 / 0", "print('never')")
+    with pytest.raises(WorkbenchError, match="ZeroDivisionError: division by zero.*a.ipynb"):
+        run_notebook(path, tmp_path / "a.ipynb")
+    kept = nbformat.read(tmp_path / "a.ipynb", as_version=4)
+    kinds = [o.output_type for o in outputs(kept)]
+    assert kinds == ["stream", "error"] and not kept.cells[3].outputs
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"modle": "tiny"}, "no parameter 'modle'. Did you mean 'model'?"),
+        ({"model": object()}, "a parameter is a text, a number"),
+    ],
+)
+def test_unknown_and_unusable_parameters_are_refused(tmp_path, given, said):
+    path = small(tmp_path / "n.ipynb", "model = 'tiny'")
+    with pytest.raises(OptionError, match=re.escape(said)):
+        run_notebook(path, tmp_path / "a.ipynb", **given)
+    assert not (tmp_path / "a.ipynb").exists()
+
+
+def test_only_notebooks_are_run(tmp_path):
+    script = tmp_path / "n.py"
+    script.write_text("print(1)")
+    with pytest.raises(OptionError, match="only files that end in .ipynb"):
+        run_notebook(script)
+    with pytest.raises(DataError, match="no notebook at"):
+        run_notebook(tmp_path / "n.ipynb")
+    (tmp_path / "n.ipynb").write_text("{")
+    with pytest.raises(DataError, match="not a readable notebook"):
+        run_notebook(tmp_path / "n.ipynb")
+
+
+def test_parameters_on_the_command_line():
+    words = ["model=tiny", "edits=20", "live=True", "at=(1, 2)", "note=a=b", "none="]
+    assert parse_parameters(words) == {
+        "model": "tiny",
+        "edits": 20,
+        "live": True,
+        "at": (1, 2),
+        "note": "a=b",
+        "none": "",
+    }
+    for word in ("model", "a-b=1"):
+        with pytest.raises(OptionError, match="NAME=VALUE"):
+            parse_parameters([word])
+
+
+def test_the_command_runs_a_notebook(tmp_path, monkeypatch, capsys):
+    path = small(tmp_path / "n.ipynb", "n = 1", "print(n + 1)")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", str(path), "-p", "n=41"]) == 0
+    assert "executed: n.run.ipynb" in capsys.readouterr().out
+    notebook = nbformat.read(tmp_path / "n.run.ipynb", as_version=4)
+    assert [o.text for o in outputs(notebook)] == ["42\n"]
+    assert cli.main(["run", str(path), "-p", "m=41"]) == 2
+    assert "no parameter 'm'" in capsys.readouterr().err

@@ -1,0 +1,272 @@
+"""Whatever goes wrong: a sentence that helps, the model as it was, no hook left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+from workbench.editors import EDITORS, FT, MEMIT, ROME, Editor, find_editor
+from workbench.errors import (
+    DataError,
+    FetchError,
+    NumericalError,
+    OptionError,
+    RequestError,
+    StatisticsError,
+    UnsupportedEditorError,
+    UnsupportedModelError,
+    WorkbenchError,
+)
+from workbench.facts import EditRequest
+from workbench.model import ModelView, open_view
+from workbench.pretrained import load
+from workbench.progress import progress_to
+from workbench.stats import SecondMoment
+from workbench.tokens import encode_request
+
+BO = EditRequest(prompt="{} lives in", subject="Bo", target_new="Rome")
+ANNA = EditRequest(prompt="The mother tongue of {} is", subject="Anna", target_new="English")
+TEMPLATES = ("{}", "I saw it. {}")
+LOCATE = {"layers": (1,), "steps": 5, "lr": 0.3, "templates": TEMPLATES, "corpus": "identity"}
+TUNE = {"layers": (1,), "steps": 3, "lr": 1e-2}
+
+
+def options(name: str) -> dict[str, Any]:
+    more: dict[str, Any] = {"layers": (0, 1, 2), "lam": 2.0} if name == "MEMIT" else {}
+    return {**(LOCATE if EDITORS[name].needs_subject else TUNE), **more}
+
+
+def make(name: str, **changes: Any) -> Editor:
+    return EDITORS[name](**{**options(name), **changes})
+
+
+LOCATING = [n for n in EDITORS if EDITORS[n].needs_subject]
+
+
+def digest(view: ModelView) -> str:
+    found = hashlib.sha256()
+    for name, p in view.model.named_parameters():
+        found.update(f"{name}{p.requires_grad}".encode())
+        found.update(p.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def hooks(view: ModelView) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in view.model.modules())
+
+
+@contextmanager
+def untouched(view: ModelView) -> Iterator[None]:
+    """Weights, gradient flags, stack, hooks and lock are the same afterwards."""
+    before = digest(view), hooks(view), view.stack
+    yield
+    assert (digest(view), hooks(view), view.stack) == before
+    assert not view._busy
+
+
+@contextmanager
+def refused(view: ModelView, error: type[WorkbenchError], words: str) -> Iterator[None]:
+    with untouched(view), pytest.raises(error, match=words) as caught:
+        yield
+    assert type(caught.value) is error
+
+
+@pytest.fixture(scope="module")
+def view(make_view) -> ModelView:
+    return make_view("llama")
+
+
+# ---------------------------------------------------------------------- requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "Bo lives in", "subject": "Bo"}, "has 0 slots"),
+        ({"prompt": "{} and {}", "subject": "Bo"}, "has 2 slots"),
+        ({"prompt": "{} is", "subject": ""}, "subject=''"),
+        ({"prompt": "{} is", "subject": " \n"}, "subject"),
+        ({"prompt": "{} is", "subject": "Bo", "target_new": ""}, "target_new=''"),
+        ({"prompt": "{} is", "subject": "Bo", "target_new": "  "}, "target_new"),
+        ({"prompt": "{} is", "subject": "Bo", "target_true": ""}, "target_true"),
+        ({"prompt": ""}, "prompt=''"),
+        ({"prompt": 3}, "prompt=3"),
+        ({"prompt": "{} is", "subject": 3}, "subject=3"),
+        ({"prompt": "{} is", "subject": "Bo", "target_new": None}, "target_new=None"),
+    ],
+)
+def test_malformed_requests_cannot_be_made(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        EditRequest(**({"target_new": "Rome"} | fields))
+    with pytest.raises(RequestError, match="does not occur"):
+        EditRequest.from_text("Anna is", subject="Bo", target_new="x")
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_lists_of_requests(view: ModelView, name: str) -> None:
+    for given, words in (
+        ([], "empty"),
+        ({"prompt": "x"}, "not dict"),
+        ([{"prompt": "x", "target_new": "y"}], "found dict"),
+        ("Bo lives in", "not str"),
+        (None, "not NoneType"),
+        ([BO, None], "found NoneType"),
+        ([BO, replace(BO, target_new="Oslo")], "different targets.*Rome.*Oslo"),
+    ):
+        with refused(view, RequestError, words):
+            make(name).edit(view, given)
+    with refused(view, OptionError, "needs a view, not LlamaForCausalLM"):
+        make(name).edit(view.model, BO)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOCATING)
+def test_a_subject_is_needed(view: ModelView, name: str) -> None:
+    with refused(view, RequestError, f"{name} needs a subject.*from_text"):
+        make(name).edit(view, [BO, EditRequest(prompt="Bo lives in", target_new="Rome")])
+
+
+def filled(view: ModelView, request: EditRequest) -> EditRequest:
+    """The request with a longer subject, such that it just fits the context."""
+    n = 128 - len(encode_request(view.tokenizer, request)[0].ids)
+    request = replace(request, subject=f"{request.subject}{' in' * n}")
+    assert len(encode_request(view.tokenizer, request)[0].ids) == 128
+    return request
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_too_long(make_view, family: str) -> None:
+    view = make_view(family)
+    for name in EDITORS:
+        for request, words in (
+            (replace(BO, subject="Bo " * 300), "subject too long.*context is 128"),
+            (replace(BO, prompt="{} " + "and " * 300), "prompt too long"),
+            (replace(BO, target_new="in " * 300), "too long.*Shorten"),
+        ):
+            with refused(view, RequestError, words):
+                make(name).edit(view, [ANNA, request])
+    # one token below the limit on its own, over it in a template or with the anchor prompt
+    tight = filled(view, replace(BO, target_new="is"))
+    for name in LOCATING:
+        make(name, templates=("{}",)).edit(view, tight)
+        with refused(view, RequestError, "too long"):
+            make(name).edit(view, tight)
+    tight = filled(view, replace(BO, prompt="{}", target_new="is"))
+    with refused(view, RequestError, "too long: 'Bo in"):
+        make("ROME", templates=("{}",), kl_position="prompt_end").edit(view, tight)
+
+
+@pytest.mark.parametrize("family", ["bart", "bert"])
+def test_too_long_for_other_kinds(make_view, family: str) -> None:
+    view = make_view(family)
+    long = EditRequest(prompt="Bo " * 200, target_new="yes")
+    with refused(view, RequestError, "too long.*context is 128"):
+        make("FT").edit(view, long)
+    with refused(view, UnsupportedEditorError, "needs a decoder.*FT"):
+        make("ROME").edit(view, BO)
+
+
+def test_labels(make_view) -> None:
+    view = make_view("bert")
+    with refused(view, RequestError, "is not a label.*Did you mean 'yes'"):
+        make("FT").edit(view, replace(BO, target_new="yess"))
+
+
+@pytest.mark.parametrize("name", LOCATING)
+def test_what_the_model_says_already(make_view, name: str) -> None:
+    view = make_view("llama")
+    prompts = [f"{{}}{p}" for p in (" lives in", " plays", " is", " was born in", " is a", "'s")]
+    for request in (replace(BO, prompt=p, subject=s) for p in prompts for s in ("Bo", "Anna")):
+        ids = torch.tensor([view.tokenizer(request.text)["input_ids"]])
+        with torch.no_grad():
+            said = view.tokenizer.decode(view.model(ids).logits[0, -1].argmax())
+        if said.startswith(" ") and said.strip().isalpha():
+            break
+    known = replace(request, target_new=said.strip())
+    sure = make(name, layers=(2,), templates=("{}",), steps=60, lr=0.5, clamp=20.0,
+                weight_decay=0.0, kl_factor=0.0, stop_loss=0.01)  # fmt: skip
+    with untouched(view):
+        edit = make(name).edit(view, known)
+        other = make(name).edit(view, replace(known, target_new="Seattle, Zürich"))
+    row = edit.report["targets"][0]
+    assert row["nll_before"] < other.report["targets"][0]["nll_before"]
+    assert edit.is_finite() and row["nll"] < row["nll_before"]
+    lam = {"lam": 1e-9} if name == "MEMIT" else {}
+    view.push(sure.with_options(**lam).edit(view, known))
+    with untouched(view):
+        again = sure.with_options(stop_loss=0.1).edit(view, known)
+    assert again.report["targets"][0]["updates"] == 0
+    before = view.weight(2).clone()
+    with view.applied(again):
+        assert (view.weight(2) - before).norm() < 1e-3 * before.norm()
+
+
+# ---------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_options_out_of_range(view: ModelView, name: str) -> None:
+    bad: dict[str, tuple[Any, ...]] = {
+        "layers": ((-1,), (4,), (1, 99), (), 1, "1", (1.0,), ("1",), (True,), None, (1, 1)),
+        "steps": (0, -3, 2.5, "3", None),
+        "lr": (-1.0, math.nan, "0.1"),
+        "seed": ("x",),
+        "stop_loss": (math.nan, "x"),
+        "objective": ("target", 3),
+        "mini_batch": (0, 1.5),
+        "epsilon": (-1.0, math.nan),
+        "decay": (-1.0,),
+        "decay_to": ("none",),
+        "weight_decay": (-1.0, math.nan),
+        "clamp": (-1.0, math.nan),
+        "kl_factor": (-1.0, math.nan),
+        "kl_position": ("prompt",),
+        "contexts": ("nope", 3),
+        "templates": ((), ("I {}", "{}"), ("{}", "no slot"), ("{}", "{} {}"), "{}", ("{}", 3)),
+        "lam": (0.0, -1.0, math.nan, "x"),
+        "closure": (0.0, 1.0, "x"),
+        "accumulate": ("no",),
+        "alpha": (-1.0, math.nan),
+        "scale": (0.0,),
+        "ridge_norm": (-1.0,),
+        "variant": ("romee",),
+    }
+    known = {f.name for f in fields(EDITORS[name])}
+    assert known - set(bad) <= {"corpus", "corpus_tokens"}
+    for option in known & bad.keys():
+        for value in bad[option]:
+            with refused(view, OptionError, option):
+                make(name, **{option: value}).edit(view, BO)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_misspelled_names(view: ModelView, name: str) -> None:
+    cls = EDITORS[name]
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: cls(layer=(1,)), "'layers'"),
+        (lambda: make(name, step=3), "'steps'"),
+        (lambda: make(name).with_options(lrr=1.0), "'lr'"),
+        (lambda: cls.preset(view, layerz=(1,)), "'layers'"),
+        (lambda: cls.from_config({"layers": [1], "sed": 3}), "'seed'"),
+        (lambda: cls.preset(view, "papr"), "'paper'"),
+        (lambda: find_editor(f"{name}X"), "there is no editor"),
+    ]
+    for call, words in calls:
+        with refused(view, OptionError, f"Did you mean .*{words}" if "'" in words else words):
+            call()
+    with refused(view, OptionError, "no editor 'GRACEFUL'.*Known: .*MEMIT"):
+        find_editor("GRACEFUL")
+    with refused(view, OptionError, "has no argument 'statistic'"):
+        make(name).edit(view, BO, statistic={})
+    with refused(view, OptionError, "has no 'repo' preset for random llama"):
+        cls.preset(view, "repo")
