@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers as tf
-from safetensors.torch import load_file, save_file
 
-from workbench.editors import EDITORS, FT, MEMIT, ROME, Editor, find_editor
+from workbench.editors import EDITORS, Editor, find_editor
 from workbench.errors import (
-    DataError,
-    FetchError,
-    NumericalError,
     OptionError,
     RequestError,
-    StatisticsError,
     UnsupportedEditorError,
-    UnsupportedModelError,
     WorkbenchError,
 )
 from workbench.facts import EditRequest
-from workbench.model import ModelView, open_view
-from workbench.pretrained import load
-from workbench.progress import progress_to
-from workbench.stats import SecondMoment
+from workbench.model import ModelView
 from workbench.tokens import encode_request
 
 BO = EditRequest(prompt="{} lives in", subject="Bo", target_new="Rome")
@@ -203,8 +191,10 @@ def test_what_the_model_says_already(make_view, name: str) -> None:
     assert edit.is_finite() and row["nll"] < row["nll_before"]
     lam = {"lam": 1e-9} if name == "MEMIT" else {}
     view.push(sure.with_options(**lam).edit(view, known))
+    reached = view.stack[0].report["targets"][0]["nll"] + 0.2
+    assert reached < row["nll_before"]
     with untouched(view):
-        again = sure.with_options(stop_loss=0.1).edit(view, known)
+        again = sure.with_options(stop_loss=reached).edit(view, known)
     assert again.report["targets"][0]["updates"] == 0
     before = view.weight(2).clone()
     with view.applied(again):

@@ -56,7 +56,6 @@ def test_materialize() -> None:
     assert torch.equal(double, left.double() @ right.double().T)
     assert dense.rank is None and dense.dtype == torch.float64 and bias.shape == (3,)
     assert torch.equal(dense.materialize(dtype=torch.float64), dense.tensors["change"])
-    assert dense.materialize(dtype=torch.float32).dtype == torch.float32
     found = sparse.materialize(dtype=torch.float32)
     assert found.shape == (3, 4) and sparse.dtype == torch.float32
     assert found[0, 0] == 1.5 and found[2, 3] == -2 and int(found.count_nonzero()) == 2
@@ -83,8 +82,8 @@ def test_finite(value: float) -> None:
 
 
 def same(a: WeightEdit, b: WeightEdit) -> bool:
-    fields = ("id", "requests", "editor", "config", "base", "parents", "report", "meta")
-    if any(getattr(a, f) != getattr(b, f) for f in fields) or list(a.keys) != list(b.keys):
+    named = ("id", "requests", "editor", "config", "base", "parents", "report", "meta")
+    if any(getattr(a, f) != getattr(b, f) for f in named) or list(a.keys) != list(b.keys):
         return False
     pairs = [(a.keys[k], b.keys[k]) for k in a.keys]
     for x, y in zip(a.deltas, b.deltas, strict=True):
@@ -99,8 +98,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = edit.save(tmp_path / "new" / "folder" / "edit.safetensors")
     back = load_edit(path)
     assert same(back, edit) and back.nbytes == edit.nbytes
-    again = back.save(tmp_path / "again")
-    assert again.read_bytes() == path.read_bytes()
+    assert back.save(tmp_path / "again").read_bytes() == path.read_bytes()
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
     bare = make(deltas=(), keys={})
     assert same(load_edit(str(bare.save(str(tmp_path / "bare")))), bare)
@@ -239,6 +237,10 @@ def full(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def denied(*args: Any, **kwargs: Any) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 class _Full:
     """A file that takes a few bytes."""
 
@@ -274,12 +276,12 @@ def test_disk_full(tmp_path: Path, monkeypatch, where: str) -> None:
     assert same(load_edit(path), old)
 
 
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_interrupted_save(tmp_path: Path, monkeypatch) -> None:
     path = write_atomically(tmp_path / "x", b"old")
-
-    def interrupt(*args: Any) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(edits.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"new")
@@ -288,16 +290,10 @@ def test_interrupted_save(tmp_path: Path, monkeypatch) -> None:
 
 def test_folders_that_take_nothing(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="could not write"):
-        make().save(tmp_path / "file" / "edit")  # a file where a folder should be
-    with pytest.raises(StorageError, match="could not write"):
-        make().save(tmp_path / ("n" * 400))
-    with pytest.raises(StorageError, match="could not write"):
-        make().save(tmp_path)  # a folder of that name
-
-    def denied(*args: Any, **kwargs: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
+    # a file where a folder should be, a name too long, a folder of that name
+    for path in (tmp_path / "file" / "edit", tmp_path / ("n" * 400), tmp_path):
+        with pytest.raises(StorageError, match="could not write"):
+            make().save(path)
     monkeypatch.setattr(edits, "open", denied, raising=False)
     with pytest.raises(StorageError, match="Permission denied"):
         make().save(tmp_path / "edit")

@@ -6,6 +6,7 @@ tqdm bar appears in terminals and notebooks and nothing elsewhere. A sink may ra
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class Bar:
     def __enter__(self) -> Bar:
         if self._sink is None:
             shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+            shown = shown and not os.environ.get("WORKBENCH_HEADLESS")
             self._bar = tqdm(
                 total=self.total, initial=self.done, desc=self.phase, disable=not shown, leave=False
             )
