@@ -36,10 +36,11 @@ def main() -> None:
     out = Path(args.out or f"data/results/counterfact_{args.model.replace('/', '_')}")
     out.mkdir(parents=True, exist_ok=True)
     before = reference(view, cases)
+    text = {"corpus": args.corpus, "corpus_tokens": args.tokens} if args.corpus else {}
     editors = {
-        "ROME": wb.ROME.preset(view),
-        "MEMIT": wb.MEMIT.preset(view),
-        "EMMET": wb.EMMET.preset(view),
+        "ROME": wb.ROME.preset(view, **text),
+        "MEMIT": wb.MEMIT.preset(view, **text),
+        "EMMET": wb.EMMET.preset(view, **text),
     }
     _record(out, args, view, cases, editors)
     _part(out, "unedited", lambda: wb.score(view, cases, reference=before, generate=True))
@@ -114,7 +115,7 @@ def _record(
         "question": "efficacy, paraphrase, neighborhood of ROME (single), MEMIT and EMMET (batch)",
         "data": {"name": "counterfact", "case_ids": [c.case_id for c in cases]},
         "model": {"name": view.name, "fingerprint": view.fingerprint, "dtype": str(view.dtype)},
-        "editors": {name: editor.config() for name, editor in editors.items()},
+        "editors": {name: _config(editor) for name, editor in editors.items()},
         "regime": {"ROME": "single, fresh model each", "MEMIT": "batch", "EMMET": "batch"},
         "versions": {"workbench": wb.__version__, "torch": torch.__version__},
         "device": str(view.device),
@@ -124,12 +125,20 @@ def _record(
     write_atomically(out / "run.json", json.dumps(run, indent=1).encode())
 
 
+def _config(editor: wb.Editor) -> dict[str, object]:
+    """The editor's options; a corpus by its file name only."""
+    options = editor.config()
+    return options | {"corpus": Path(str(options["corpus"])).name}
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", help="counterfact.json")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--device", default=None)
+    parser.add_argument("--corpus", help="for the key statistics; default: the presets'")
+    parser.add_argument("--tokens", type=int, help="tokens of the corpus")
     parser.add_argument("--out", default=None)
     return parser.parse_args()
 

@@ -271,9 +271,8 @@ def test_interruption_at_every_step(make_view, name: str) -> None:
                 raise KeyboardInterrupt
             left[0] -= 1
 
-        with untouched(view):
-            with pytest.raises(KeyboardInterrupt), progress_to(sink):
-                editor.edit(view, [BO, ANNA])
+        with untouched(view), pytest.raises(KeyboardInterrupt), progress_to(sink):
+            editor.edit(view, [BO, ANNA])
     with untouched(view):
         assert editor.edit(view, [BO, ANNA]).id == expected.id
 
