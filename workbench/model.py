@@ -308,8 +308,8 @@ class ModelView:
         with self.writing(what):
             if self._showing_depth:
                 raise BusyError(
-                    f"{what} inside `with view.applied(...)` or `view.at(...)` would be lost at its "
-                    "end: leave the block first."
+                    f"{what} inside `with view.applied(...)` or `view.at(...)` would be lost at "
+                    "its end: leave the block first."
                 )
             yield
 
