@@ -149,3 +149,28 @@ def test_a_second_writer_is_told(make_view) -> None:
     assert "busy: streaming edit 12/20" in told[6]
     second(lambda v: v.pop())
     assert len(told) == 7 and view.stack == ()
+
+
+def test_lasting_changes_inside_a_temporary_view_are_refused(make_view) -> None:
+    view = make_view("gpt2")
+    edit = wb_edit(view)
+    with view.pristine(), pytest.raises(BusyError, match="leave the block first"):
+        view.push(edit)
+    view.push(edit)
+    with view.at(0), pytest.raises(BusyError, match="pop inside"):
+        view.pop()
+    assert view.stack == (edit,)
+
+
+def wb_edit(view):
+    import torch
+
+    from workbench.edits import Delta, WeightEdit
+    from workbench.facts import EditRequest
+
+    name = view.weight_name(1)
+    left, right = torch.ones(view.d_model, 1), torch.ones(view.d_mlp, 1)
+    request = EditRequest(prompt="{} is", subject="Bo", target_new="here")
+    return WeightEdit(
+        (Delta.low_rank(name, left, right),), (request,), "ROME", {}, view.fingerprint
+    )

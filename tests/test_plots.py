@@ -189,6 +189,7 @@ def test_without_plotly_the_extra_is_named(monkeypatch):
 def test_a_bundle_has_words_and_the_figure_and_no_still_in_a_live_session(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("WORKBENCH_HEADLESS", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
     view = plots.show(plots.plot_drift(DRIFT))
     out = view._repr_mimebundle_()
     assert out["text/plain"] == repr(view) == plots.alt_text(view.figure)

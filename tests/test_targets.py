@@ -23,6 +23,7 @@ from workbench.facts import EditRequest
 from workbench.linalg import cholesky
 from workbench.replay import Replay
 from workbench.tokens import encode_request
+from workbench.trace import Site, trace
 
 TEMPLATES = ("{}", "I saw it. {}", "The house is old, and. {}")
 OPTIONS = TargetOptions(steps=12, lr=0.3, weight_decay=0.1, clamp=2.0, kl_factor=0.0625)
@@ -110,6 +111,11 @@ def test_clamp_at_every_layer(make_view, layer: int, part: str) -> None:  # O21,
     view = make_view("llama", torch.float64)
     options = TargetOptions(**{**OPTIONS.__dict__, "clamp": 0.05})
     found = optimize_targets(view, REQUESTS, texts(), layer, options, part=part)
+    for i, request in enumerate(REQUESTS):
+        row = encode_request(view.tokenizer, request)[0]
+        with torch.no_grad(), trace(view, [Site(layer, part)]) as seen:
+            view.model(input_ids=torch.tensor([row.ids]))
+        assert relative(found.h0[:, i], seen[Site(layer, part)][0, row.pivot]) < 1e-6
     ratio = found.delta.norm(dim=0) / found.h0.norm(dim=0)
     assert float(ratio.max()) <= 0.05 * (1 + 1e-9)
     assert float(ratio.min()) > 0

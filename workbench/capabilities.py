@@ -254,9 +254,8 @@ def _readout_failure(
     if layout.kind != DECODER:
         return layout.note
     last = seen.out[max(seen.out)][0]
-    error = _relative(
-        readout(model, layout, last).double() - logits[0].double(), logits[0].double()
-    )
+    found = readout(model, layout, last).to(logits.device).double()
+    error = _relative(found - logits[0].double(), logits[0].double())
     return "" if error <= tol else f"norm and head give other logits (relative error {error:.1e})"
 
 

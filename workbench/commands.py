@@ -11,8 +11,8 @@ import pandas as pd
 
 from workbench import datasets
 from workbench.editors import find_editor
-from workbench.edits import load_edit
-from workbench.errors import OptionError
+from workbench.edits import load_edit, write_atomically
+from workbench.errors import DataError, OptionError
 from workbench.facts import EditCase, EditRequest
 from workbench.metrics import next_tokens, score, summary
 from workbench.model import ModelView
@@ -58,7 +58,7 @@ def _score(args: argparse.Namespace) -> int:
         view.push(load_edit(path))
     table = score(view, cases, protocol=args.protocol)
     if args.out:
-        table.to_csv(args.out, index=False)
+        write_atomically(args.out, table.to_csv(index=False).encode())
     print(f"{view.describe()}; {len(cases)} cases")
     _print(summary(table))
     return 0
@@ -72,7 +72,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _summary(args: argparse.Namespace) -> int:
-    tables = [pd.read_csv(r) if r.endswith((".csv", ".csv.gz")) else r for r in args.runs]
+    tables = [_read(r) if r.endswith((".csv", ".csv.gz")) else r for r in args.runs]
     if len(tables) == 1:
         _print(summary(tables[0]))
         return 0
@@ -80,6 +80,13 @@ def _summary(args: argparse.Namespace) -> int:
         print(run_name)
         _print(summary(table))
     return 0
+
+
+def _read(path: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path} is no table of scores ({err}): check the path.") from err
 
 
 def _tokens(view: ModelView, request: EditRequest) -> pd.Series:

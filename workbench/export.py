@@ -50,6 +50,8 @@ def export_peft(edit: Edit | Sequence[Edit], view: ModelView, path: str | os.Pat
             )
         for delta in one.deltas:
             by_module.setdefault(_module_path(delta), []).append(delta)
+    if not by_module:
+        raise OptionError("there is nothing to export: give at least one edit with changes.")
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for module, deltas in by_module.items():

@@ -429,10 +429,12 @@ class ModelView:
     @contextmanager
     def _showing(self, state: _State) -> Iterator[None]:
         before, snapshots = self._state, dict(self._snapshots)
+        self._showing_depth += 1
         try:
             self._install(state)
             yield
         finally:
+            self._showing_depth -= 1
             try:
                 self._install(before)
             except BaseException:  # interrupted on the way back: the old state comes first
@@ -511,7 +513,10 @@ def open_view(
         )
     capabilities = prove(model, layout, len(blocks))  # type: ignore[arg-type]
     if not capabilities.linear:
-        capabilities = replace(capabilities, additive=False)
+        why = capabilities.reasons["linear"]
+        capabilities = replace(
+            capabilities, additive=False, reasons=capabilities.reasons | {"additive": why}
+        )
     if not labels and layout.kind not in (DECODER, "encoder_decoder"):
         labels = tuple(str(x) for x in (model.config.id2label or {}).values())
     return ModelView(

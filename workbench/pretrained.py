@@ -61,7 +61,7 @@ def load(
         kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``; inferred if None.
         labels: label names of a classifier; from the configuration if empty.
         dtype: None means float32 on a CPU and the checkpoint's own on an accelerator.
-        device: None means CUDA, else MPS, else CPU.
+        device: None means an accelerator with float64 (CUDA), else the CPU; Apple's MPS has none.
         device_map: for models that span several devices, such as ``"auto"``.
         revision: of a hub id.
 
@@ -79,14 +79,14 @@ def load(
     if isinstance(name, PreTrainedModel):
         return _from_model(name, tokenizer, kind, labels)
     folder = _resolve(str(name))
-    device = None if device_map is not None else torch.device(device or _best_device())
+    device = _device(device, device_map)
     dtype = _dtype(dtype, device)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         auto = _auto_class(config, kind)
         tok = tokenizer if tokenizer is not None else folder
         if isinstance(tok, str | Path):
-            tok = AutoTokenizer.from_pretrained(tok, revision=revision)
+            tok = AutoTokenizer.from_pretrained(tok, revision=None if tokenizer else revision)
         model, info = auto.from_pretrained(
             folder,
             revision=revision,
@@ -151,8 +151,24 @@ def _auto_class(config: Any, kind: str | None) -> Any:
 
 
 def _best_device() -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator is not None else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device(device: torch.device | str | None, device_map: object) -> torch.device | None:
+    """The device to load to; None leaves it to the device map."""
+    if device_map is not None:
+        if device is not None:
+            raise OptionError("give either device or device_map, not both.")
+        return None
+    try:
+        found = torch.device(device or _best_device())
+        torch.empty(0, device=found, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as err:
+        raise OptionError(
+            f"device={str(device)!r} cannot be used here ({_first_line(err)}); solves need "
+            "float64. Use 'cpu' or 'cuda'."
+        ) from err
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device | None) -> torch.dtype | str:

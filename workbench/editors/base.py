@@ -122,7 +122,7 @@ class Editor(ABC):
             config=self.config(),
             base=view.fingerprint,
             parents=tuple(e.id for e in view.stack),
-            keys=extra.get("keys", {}),
+            keys={k: v.detach().cpu() for k, v in extra.get("keys", {}).items()},
             report=extra.get("report", {}),
             meta={"model": view.name, "seconds": seconds} | _versions(),
         )

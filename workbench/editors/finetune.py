@@ -25,7 +25,7 @@ from workbench.capabilities import readout
 from workbench.editors.base import Editor, storage_dtype
 from workbench.editors.presets import Preset, find, middle_layers
 from workbench.edits import Delta
-from workbench.errors import NumericalError, OptionError, did_you_mean
+from workbench.errors import NumericalError, OptionError, UnsupportedEditorError, did_you_mean
 from workbench.facts import EditRequest
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.model import ModelView
@@ -75,6 +75,11 @@ class FT(Editor):
             raise OptionError(
                 f"{name}: objective={self.objective!r} is unknown."
                 + did_you_mean(self.objective, OBJECTIVES)
+            )
+        if view.kind == DECODER and not view.capabilities.readout:
+            raise UnsupportedEditorError(
+                f"{name} on {view.name}: it needs the capability 'readout', but "
+                f"{view.capabilities.reasons['readout']}."
             )
         for option in ("steps", "lr", "mini_batch"):
             if not getattr(self, option) > 0:
@@ -223,7 +228,7 @@ def _loss_function(
     view: ModelView, requests: Sequence[EditRequest], layers: Sequence[int], objective: str
 ) -> Callable[[], Tensor]:
     """A function that runs the mini-batch and returns its mean loss in nats per token."""
-    if view.kind == DECODER and view.capabilities.readout:
+    if view.kind == DECODER:
         return _decoder_loss(view, requests, min(layers), objective)
     if view.kind == ENCODER_CLASSIFIER:
         return _classifier_loss(view, requests)

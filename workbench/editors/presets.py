@@ -59,8 +59,8 @@ def identify(view: ModelView) -> str | None:
 def find(table: Table, view: ModelView, name: str, editor: str) -> Preset | None:
     """The preset of a name for this model.
 
-    ``default`` falls back on ``repo``, then on None (a rule of thumb applies). ``repo`` and
-    ``paper`` must exist.
+    ``default`` falls back on ``repo``, then on None (a rule of thumb applies). ``repo`` must
+    exist; ``paper`` takes the released options where the paper states no others.
 
     Raises:
         OptionError: for an unknown preset name, or where nothing is published for the model.
@@ -74,7 +74,7 @@ def find(table: Table, view: ModelView, name: str, editor: str) -> Preset | None
             return found
     if name == "default":
         return None
-    published = sorted({m for t in ("paper", "repo") for m in table.get(t, {})})
+    published = sorted({m for t in order[name] for m in table.get(t, {})})
     raise OptionError(
         f"{editor} has no {name!r} preset for {view.name}: published ones exist for "
         f"{', '.join(published) or 'no model'}. Use preset(view), or calibrate(view, cases)."

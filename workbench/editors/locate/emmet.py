@@ -5,7 +5,7 @@ ROME's formula; constraints softened with ``alpha > 0`` are algebraically MEMIT 
 ``λ = alpha · scale`` (spec locate-then-edit 2.4), and this editor says so in its report.
 
 Departures from the published code: equality (``alpha = 0``) is the default at every batch size; the
-published 0.1 is in the presets ``repo`` (above batch size 1) and ``paper``. C is factored once.
+published 0.1 is in the presets ``repo`` and ``paper``. C is factored once.
 """
 
 from __future__ import annotations

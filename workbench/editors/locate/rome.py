@@ -201,7 +201,7 @@ def rank_one(
     """
     bare_key, mean_key = keys[0], weights @ keys
     u_key = bare_key if variant == "p-rome" else mean_key
-    u = moment.factor.solve(u_key[:, None])[:, 0]
+    u = moment.factor.solve(u_key[:, None])[:, 0].to(u_key)
     constraint = mean_key if variant == "r-rome" else bare_key
     present = weights @ values if variant == "r-rome" else values[0]
     tau = float((bare_key @ u) / (mean_key @ u))

@@ -125,7 +125,7 @@ def insertion_sweep(
             )
         x = solve(layer, keys)
         sweep.update(residual, x)
-        writes.append(LayerWrite(layer, keys, x.to(keys), residual, gap.norm(dim=0)))
+        writes.append(LayerWrite(layer, keys, x.to(keys), residual.to(keys), gap.norm(dim=0)))
     return writes
 
 

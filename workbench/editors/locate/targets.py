@@ -223,6 +223,9 @@ class _Chunk:
         rows = [r for edit in chunk for r in edit.inputs]
         with trace(view, [Site(layer, part)]) as seen:
             self.replay = Replay(view, rows, layer if self.inside else layer + 1)
+            if self.inside:  # the capture ends on entering this block
+                with torch.no_grad():
+                    self.replay.run(self.replay.hidden)
         n_rows = len(chunk[0].inputs)
         self.dtype = torch.promote_types(view.dtype, torch.float32)
         self.h0 = seen[Site(layer, part)][::n_rows, 0].detach().to(self.dtype)
