@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from workbench.capabilities import readout
 from workbench.editors.base import Editor, storage_dtype
-from workbench.editors.presets import Preset, find, middle_layers
+from workbench.editors.presets import Preset, options_for
 from workbench.edits import Delta
 from workbench.errors import NumericalError, OptionError, UnsupportedEditorError, did_you_mean
 from workbench.facts import EditRequest
@@ -148,8 +148,7 @@ class FT(Editor):
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
         """Options for a model: published ones, or a middle layer for unknown models."""
         table = PRESETS[cls.__name__]
-        row = find(table, view, name, cls.__name__)
-        options: dict[str, Any] = dict(row.options) if row else {"layers": middle_layers(view, 1)}
+        options = options_for(table, view, name, cls.__name__, 1)
         if name in ("paper", "repo"):
             options.setdefault("objective", "prompt_last")
         return cls(**(options | overrides))

@@ -14,7 +14,7 @@ from workbench.editors.base import check_preset_name
 from workbench.errors import OptionError
 from workbench.model import ModelView
 
-__all__ = ["SHAPES", "TINY_TEXT", "Preset", "find", "identify", "middle_layers"]
+__all__ = ["SHAPES", "TINY_TEXT", "Preset", "find", "identify", "middle_layers", "options_for"]
 
 #: model → (family, d_model, d_mlp, n_layers)
 SHAPES: dict[str, tuple[str, int, int, int]] = {
@@ -79,6 +79,14 @@ def find(table: Table, view: ModelView, name: str, editor: str) -> Preset | None
         f"{editor} has no {name!r} preset for {view.name}: published ones exist for "
         f"{', '.join(published) or 'no model'}. Use preset(view), or calibrate(view, cases)."
     )
+
+
+def options_for(
+    table: Table, view: ModelView, name: str, editor: str, n_layers: int
+) -> dict[str, Any]:
+    """Options of the preset :func:`find` returns, else ``n_layers`` middle layers."""
+    row = find(table, view, name, editor)
+    return dict(row.options) if row else {"layers": middle_layers(view, n_layers)}
 
 
 def middle_layers(view: ModelView, n: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import predicted_closure, ridge
 from workbench.editors.locate.sweep import insertion_sweep
 from workbench.editors.locate.targets import Targets
-from workbench.editors.presets import TINY_TEXT, Preset, find, middle_layers
+from workbench.editors.presets import TINY_TEXT, Preset, options_for
 from workbench.edits import Delta
 from workbench.errors import OptionError
 from workbench.facts import EditRequest
@@ -89,8 +89,7 @@ class MEMIT(LocateEditor):
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
         """Options for a model: calibrated, published, or a rule of thumb for unknown models."""
-        row = find(PRESETS, view, name, "MEMIT")
-        options: dict[str, Any] = dict(row.options) if row else {"layers": middle_layers(view, 5)}
+        options = options_for(PRESETS, view, name, "MEMIT", 5)
         return cls(**(options | overrides))
 
 

@@ -35,7 +35,7 @@ from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import rome_direction
 from workbench.editors.locate.sweep import insertion_sweep, subject_activations
 from workbench.editors.locate.targets import Targets, optimize_targets
-from workbench.editors.presets import TINY_TEXT, Preset, find, middle_layers
+from workbench.editors.presets import TINY_TEXT, Preset, options_for
 from workbench.edits import Delta, WeightEdit
 from workbench.facts import EditRequest
 from workbench.model import ModelView
@@ -163,8 +163,7 @@ class ROME(LocateEditor):
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
         """Options for a model: calibrated, published, or a rule of thumb for unknown models."""
-        row = find(PRESETS, view, name, "ROME")
-        options: dict[str, Any] = dict(row.options) if row else {"layers": middle_layers(view, 1)}
+        options = options_for(PRESETS, view, name, "ROME", 1)
         if name == "repo" or name == "paper":
             options.setdefault("variant", "rome")
         return cls(**(options | overrides))
