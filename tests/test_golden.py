@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.editors import EMMET, MEMIT, ROME
+from workbench.editors import EMMET, MEMIT, NSE, ROME, AlphaEdit
+from workbench.editors.locate.alphaedit import null_space
 from workbench.editors.locate.contexts import contexts
+from workbench.editors.locate.nse import _Rounds, unpack_bits
 from workbench.editors.locate.rome import rank_one
-from workbench.editors.locate.solvers import equality, ridge, rome_direction
+from workbench.editors.locate.solvers import equality, ridge, ridge_after, rome_direction
 from workbench.editors.locate.targets import optimize_targets
+from workbench.edits import WeightEdit
 from workbench.facts import EditRequest
-from workbench.linalg import cholesky
+from workbench.linalg import Grown, cholesky
 from workbench.model import ModelView, open_view
 from workbench.stats import SecondMoment
 
@@ -118,24 +122,22 @@ def test_rome_closed_form(name: str) -> None:
     assert relative((g["W"] + update) @ g["k_bare"], g["v_star"]) < 1e-9
 
 
-def test_sequential_memit_with_accumulated_keys() -> None:
-    g = load("memitseq_N04_L2_lam2")
-    lam, n_layers = float(g["lam"]), len(g["C"])
-    factors = [cholesky(c) for c in g["C"]]
+@pytest.mark.parametrize("name", ["memitseq_N04_L1_lam2", "memitseq_N04_L2_lam2"])
+def test_sequential_memit_with_accumulated_keys(name: str) -> None:
+    g = load(name)
+    n_layers = len(g["C"])
+    grown = [Grown(cholesky(c), float(g["lam"])) for c in g["C"]]
     hidden = g["H0"].clone()
-    past: list[Tensor | None] = [None] * n_layers
     for batch in (0, 1):
         columns = g[f"batch{batch}_ids"]
         for layer in range(n_layers):
             keys = g["K"][layer][:, columns]
             residual = (g["Z"] - hidden)[:, columns] / (n_layers - layer)
-            update = residual @ ridge(factors[layer], keys, lam, past[layer]).T
+            update = residual @ ridge_after(grown[layer], keys).T
             assert relative(update, g[f"batch{batch}_deltaW"][layer]) < 1e-6
             hidden = hidden + update @ g["K"][layer]
         for layer in range(n_layers):
-            keys = g["K"][layer][:, columns]
-            before = past[layer]
-            past[layer] = keys if before is None else torch.cat([before, keys], dim=1)
+            grown[layer].append(g["K"][layer][:, columns])
 
 
 # ---------------------------------------------------------------------- end to end
@@ -276,3 +278,180 @@ def test_emmet_end_to_end(
     edit = editor.edit(view, requests[:3], statistics=statistics)
     assert relative(edit.deltas[0].materialize(dtype=torch.float64), g["deltaW"]) < 1e-4
     assert edit.report["solver"][0]["same_as"] == "MEMIT(lam=0.1)"
+
+
+# ---------------------------------------------------------------------- sequences
+
+
+class LinearWorld:
+    """The files' world as a view and a sweep: what a layer writes reaches the top unchanged."""
+
+    def __init__(self, g: dict[str, Tensor], columns: Tensor, stack: tuple = ()) -> None:
+        self.g, self.columns, self.layers = g, columns, tuple(range(len(g["C"])))
+        self.stack, self.cache, self.fingerprint = stack, {}, "world"
+        self.dtype, self.d_mlp = torch.float64, g["K"].shape[1]
+        self.shown: dict[str, Tensor] = {}
+        self.hidden = g["H0"]
+
+    # as a view
+    def weight_name(self, layer: int) -> str:
+        return f"w{layer}"
+
+    def applied(self, *edits: WeightEdit) -> AbstractContextManager[None]:
+        deltas = [d for e in (*self.stack, *edits) for d in e.deltas]
+        self.shown = {f"w{x}": torch.zeros_like(self.g["W"][x]) for x in self.layers}
+        for d in deltas:
+            self.shown[d.parameter] = self.shown[d.parameter] + d.materialize(dtype=torch.float64)
+        return nullcontext()
+
+    # as a sweep over the batch, or some of its requests
+    def take(self, which: list[int]) -> LinearWorld:
+        small = LinearWorld(self.g, self.columns[which], self.stack)
+        small.shown, small.cache = self.shown, self.cache
+        return small
+
+    def restart(self) -> None:
+        self.hidden = self.g["H0"] + sum(self.shown[f"w{x}"] @ self.g["K"][x] for x in self.layers)
+
+    def enter(self, layer: int) -> Tensor:
+        self.layer = layer
+        return self.g["K"][layer][:, self.columns]
+
+    def keys(self) -> dict[int, Tensor]:
+        return {x: self.enter(x) for x in self.layers}
+
+    def at_target(self) -> Tensor:
+        return self.hidden[:, self.columns]
+
+    def residual(self, layer: int, z: Tensor, remaining: int) -> tuple[Tensor, Tensor]:
+        gap = z - self.at_target()
+        return gap, gap / remaining
+
+    def update(self, residual: Tensor, x: Tensor) -> None:
+        self.hidden = self.hidden + residual @ x.T @ self.g["K"][self.layer]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nse_N04_L1_p1_lam2_iters2", "nse_N06_L2_p0.8_lam0.5_iters4", "nse_N16_L1_p0.5_lam15_iters3"],
+)
+def test_nse_in_rounds(name: str) -> None:
+    g = load(name)
+    editor = NSE(
+        layers=tuple(range(len(g["C"]))),
+        lam=float(g["lam"]),
+        neuron_threshold=float(g["neuron_threshold"]),
+        alpha=float(g["alpha"]),
+        upper_bound=float(g["upper_bound"]),
+        max_iterations=int(g["max_iterations"]),
+        selection="repo",
+    )
+    moments = {
+        x: SimpleNamespace(matrix=c, factor=cholesky(c))
+        for x, c in zip(editor.layers, g["C"], strict=True)
+    }
+    logged = sorted(k.removesuffix("_selected") for k in g if k.endswith("_selected"))
+    stack: tuple[WeightEdit, ...] = ()
+    for batch in (0, 1):
+        columns = g[f"batch{batch}_ids"]
+        world = LinearWorld(g, columns, stack)
+        run = _Rounds(editor, world, world, moments, g["Z"][:, columns])  # type: ignore[arg-type]
+        deltas = run.write()
+        total = torch.stack([d.materialize(dtype=torch.float64) for d in deltas])
+        assert relative(total, g[f"batch{batch}_deltaW"]) < 1e-6
+        for row in run.layer_rows:
+            key = logged.pop(0)
+            assert row["round"] == int(g[f"{key}_round"]) and row["layer"] == int(g[f"{key}_layer"])
+            assert torch.equal(unpack_bits(row["selected"]), g[f"{key}_selected"].sort().values)
+            assert torch.equal(columns[row["requests"]], g[f"{key}_requests"])
+        keys = {f"w{x}": k for x, k in run.final_keys.items()}
+        edit = WeightEdit(tuple(deltas), (), "NSE", {"batch": batch}, "world", keys=keys)
+        stack = (*stack, edit)
+    assert not logged
+
+
+@pytest.mark.parametrize(
+    "name", ["alphaedit_N01_L1_L210", "alphaedit_N04_L3_L210", "alphaedit_N08_L2_L21"]
+)
+def test_alphaedit_in_sequence(name: str) -> None:
+    g = load(name)
+    n_layers = len(g["C"])
+    spaces = [
+        null_space(
+            SimpleNamespace(matrix=c, layer=x, n_tokens=1),  # type: ignore[arg-type]
+            float(g["threshold"]),
+        )
+        for x, c in enumerate(g["C"])
+    ]
+    assert [s.basis.shape[1] for s in spaces] == g["null_rank"].tolist()
+    for space, projector in zip(spaces, g["P"], strict=True):
+        assert relative(space.basis @ space.basis.T, projector) < 1e-9
+    bases = [s.basis for s in spaces]
+    grown = [Grown(cholesky(torch.eye(q.shape[1], dtype=q.dtype)), float(g["L2"])) for q in bases]
+    hidden = g["H0"].clone()
+    for batch in (0, 1, 2):
+        columns = g[f"batch{batch}_ids"]
+        for x in range(n_layers):
+            keys = bases[x].T @ g["K"][x][:, columns]
+            residual = (g["Z"] - hidden)[:, columns] / (n_layers - x)
+            update = residual @ (bases[x] @ ridge_after(grown[x], keys)).T
+            assert relative(update, g[f"batch{batch}_deltaW"][x]) < 1e-9
+            hidden = hidden + update @ g["K"][x]
+        for x in range(n_layers):
+            grown[x].append(bases[x].T @ g["K"][x][:, columns])
+
+
+def in_sequence(
+    editor: NSE | AlphaEdit,
+    view: ModelView,
+    requests: list[EditRequest],
+    statistics: Mapping[int, SecondMoment],
+    g: dict[str, Tensor],
+) -> None:
+    """Two batches of three on one stack, compared with the file; the view is reset."""
+    try:
+        for batch in (0, 1):
+            part = requests[3 * batch : 3 * batch + 3]
+            assert relative(last_logits(view, part), g[f"batch{batch}_logits_before"]) < 1e-6
+            edit = editor.edit(view, part, statistics=statistics)
+            for i, delta in enumerate(edit.deltas):
+                update = delta.materialize(dtype=torch.float64)
+                assert relative(update, g[f"batch{batch}_deltaW"][i]) < 1e-4
+            view.push(edit)
+            assert relative(last_logits(view, part), g[f"batch{batch}_logits_after"]) < 1e-6
+    finally:
+        view.reset()
+
+
+def test_nse_end_to_end(
+    view: ModelView,
+    requests: list[EditRequest],
+    templates: tuple[str, ...],
+    statistics: Mapping[int, SecondMoment],
+) -> None:
+    g = load("e2e_nse")
+    editor = NSE(
+        layers=(1, 2),
+        lam=float(g["lam"]),
+        neuron_threshold=float(g["neuron_threshold"]),
+        alpha=float(g["alpha"]),
+        max_iterations=int(g["max_iterations"]),
+        selection="repo",
+        rewind=False,  # the file's second batch was trained on the edited weights
+        templates=templates,
+        **OPTIONS,
+    )
+    targets = editor._targets(view, requests[:3], editor._contexts(view))
+    assert relative(targets.z.T, g["batch0_z"]) < 1e-5
+    in_sequence(editor, view, requests, statistics, g)
+
+
+def test_alphaedit_end_to_end(
+    view: ModelView,
+    requests: list[EditRequest],
+    templates: tuple[str, ...],
+    statistics: Mapping[int, SecondMoment],
+) -> None:
+    g = load("e2e_alphaedit")
+    editor = AlphaEdit(layers=(1, 2), l2=float(g["L2"]), templates=templates, **OPTIONS)
+    in_sequence(editor, view, requests, statistics, g)

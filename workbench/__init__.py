@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench import datasets, errors, metrics, plots
-    from workbench.editors import EDITORS, EMMET, FT, FTL, FTW, MEMIT, ROME, Editor
+    from workbench.editors import (
+        EDITORS,
+        EMMET,
+        FT,
+        FTL,
+        FTW,
+        MEMIT,
+        NSE,
+        ROME,
+        AlphaEdit,
+        Editor,
+        prune,
+    )
     from workbench.edits import Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
     from workbench.export import export_peft
@@ -50,7 +62,10 @@ _ROOMS = {
     "WeightEdit": "edits",
     "load_edit": "edits",
     "EDITORS": "editors",
+    "AlphaEdit": "editors",
     "EMMET": "editors",
+    "NSE": "editors",
+    "prune": "editors",
     "FT": "editors",
     "FTL": "editors",
     "FTW": "editors",
@@ -81,7 +96,10 @@ _ROOMS = {
 
 __all__ = [
     "EDITORS",
+    "AlphaEdit",
     "EMMET",
+    "NSE",
+    "prune",
     "FT",
     "FTL",
     "FTW",

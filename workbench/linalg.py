@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.errors import NumericalError
 
-__all__ = ["Factor", "cholesky"]
+__all__ = ["Factor", "Grown", "cholesky"]
 
 #: Multiples of the mean eigenvalue that are added to the diagonal, one after another.
 JITTERS = (0.0, *(10.0**k for k in range(-12, -3)))
@@ -70,3 +70,56 @@ def cholesky(matrix: Float[Tensor, "m m"]) -> Factor:
         "the matrix is not positive definite, even with a ridge of 1e-4 of its mean diagonal: "
         "use more tokens for the statistics."
     )
+
+
+class Grown:
+    """``A = scale · L Lᵀ + Σ K Kᵀ`` that grows by keys, with no ``m × m`` factorization a batch.
+
+    Keys appended so far are held whitened (``Y = L⁻¹K / √scale``) with the Cholesky factor of
+    ``I + YᵀY``, which a batch extends by a block row (spec locate-then-edit 1.7 and 10). Past
+    ``m / 2`` columns they are folded into ``L``, so cost and memory stop growing.
+
+    Args:
+        factor: ``L``.
+        scale: λ.
+    """
+
+    def __init__(self, factor: Factor, scale: float = 1.0) -> None:
+        self.factor, self.scale = factor, scale
+        self._clear()
+
+    def _clear(self) -> None:
+        lower = self.factor.lower
+        self.y = lower.new_zeros(lower.shape[0], 0)
+        self.gram_lower = lower.new_zeros(0, 0)
+
+    @property
+    def n_pending(self) -> int:
+        """Columns that are not folded into the factor yet."""
+        return int(self.y.shape[1])
+
+    def append(self, keys: Float[Tensor, "m n"]) -> None:
+        """``A += K Kᵀ``."""
+        y = self.factor.whiten(keys) / self.scale**0.5
+        cross = torch.linalg.solve_triangular(self.gram_lower, self.y.T @ y, upper=False).T
+        eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
+        corner = torch.linalg.cholesky(eye + y.T @ y - cross @ cross.T)
+        top = torch.cat([self.gram_lower, cross.new_zeros(self.n_pending, y.shape[1])], dim=1)
+        self.gram_lower = torch.cat([top, torch.cat([cross, corner], dim=1)])
+        self.y = torch.cat([self.y, y], dim=1)
+        if self.n_pending > y.shape[0] // 2:
+            self._fold()
+
+    def solve(self, keys: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """``A⁻¹ K``."""
+        y = self.factor.whiten(keys) / self.scale**0.5
+        if self.n_pending:
+            y = y - self.y @ torch.cholesky_solve(self.y.T @ y, self.gram_lower)
+        return self.factor.unwhiten(y) / self.scale**0.5
+
+    def _fold(self) -> None:
+        lower = self.factor.lower
+        seen = lower @ self.y
+        self.factor = cholesky(self.scale * (lower @ lower.T + seen @ seen.T))
+        self.scale = 1.0
+        self._clear()

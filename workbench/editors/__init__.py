@@ -7,14 +7,29 @@ from __future__ import annotations
 
 from workbench.editors.base import Editor
 from workbench.editors.finetune import FT, FTL, FTW
-from workbench.editors.locate import EMMET, MEMIT, ROME
+from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, prune
 from workbench.edits import Edit
 from workbench.errors import OptionError, did_you_mean
 
-__all__ = ["EDITORS", "EMMET", "FT", "FTL", "FTW", "MEMIT", "ROME", "Editor", "find_editor"]
+__all__ = [
+    "EDITORS",
+    "EMMET",
+    "FT",
+    "FTL",
+    "FTW",
+    "MEMIT",
+    "NSE",
+    "ROME",
+    "AlphaEdit",
+    "Editor",
+    "find_editor",
+    "prune",
+]
 
 #: name → editor class
-EDITORS: dict[str, type[Editor]] = {cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET)}
+EDITORS: dict[str, type[Editor]] = {
+    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit)
+}
 
 
 def find_editor(name: str) -> type[Editor]:

@@ -104,6 +104,7 @@ class Editor(ABC):
         if reason:
             raise UnsupportedEditorError(f"{type(self).__name__} on {view.name}: {reason}")
         self._check(view)
+        self.check_batch_size(len(batch))
         self._check_requests(view, batch)
         return batch
 
@@ -141,6 +142,13 @@ class Editor(ABC):
 
     def _check(self, view: ModelView) -> None:  # noqa: B027 - optional, most editors override it
         """Refuse options that are out of range for this view."""
+
+    def check_batch_size(self, n: int) -> None:  # noqa: B027 - few editors care
+        """Refuse a batch of ``n`` facts; a stream asks for all of its batches before it starts.
+
+        Raises:
+            OptionError: naming the option and the batch.
+        """
 
     def _check_types(self) -> None:
         hints = get_type_hints(type(self))

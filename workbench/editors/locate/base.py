@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from workbench.editors.base import Editor, storage_dtype, store
@@ -28,7 +27,6 @@ __all__ = [
     "LocateEditor",
     "deltas_of",
     "keys_of",
-    "past_keys",
     "report_of",
     "statistics_for",
     "summarize",
@@ -249,16 +247,19 @@ def statistics_for(
     return found
 
 
-def past_keys(view: ModelView, layer: int) -> Tensor | None:
-    """Keys that the edits on the stack wrote at this layer, whoever wrote them, ``[d_mlp, p]``."""
-    name = view.weight_name(layer)
-    found = [e.keys[name] for e in view.stack if name in e.keys]
-    return torch.cat(found, dim=1) if found else None
-
-
 def deltas_of(view: ModelView, writes: Sequence[LayerWrite]) -> list[Delta]:
-    """The updates of a sweep as low-rank deltas."""
-    return [store(view, w.layer, w.residual, w.x) for w in writes]
+    """The updates of a sweep, low-rank unless they were shrunken."""
+    return [_delta(view, w) for w in writes]
+
+
+def _delta(view: ModelView, write: LayerWrite) -> Delta:
+    if write.change is None:
+        return store(view, write.layer, write.residual, write.x)
+    kept = write.change.to(storage_dtype(view))
+    name, index = view.weight_name(write.layer), kept.flatten().nonzero()[:, 0]
+    if 3 * len(index) >= kept.numel():  # an entry costs its position besides its value
+        return Delta.dense(name, kept)
+    return Delta.sparse(name, tuple(kept.shape), index, kept.flatten()[index])
 
 
 def keys_of(view: ModelView, writes: Sequence[LayerWrite]) -> dict[str, Tensor]:

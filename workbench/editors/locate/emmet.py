@@ -19,7 +19,8 @@ from torch import Tensor
 
 from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, report_of
 from workbench.editors.locate.contexts import Contexts
-from workbench.editors.locate.solvers import equality
+from workbench.editors.locate.history import grown_factor
+from workbench.editors.locate.solvers import equality, equality_after
 from workbench.editors.locate.sweep import insertion_sweep
 from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
@@ -41,6 +42,7 @@ class EMMET(LocateEditor):
         alpha: added to the diagonal of ``Kᵀ(sC)⁻¹K``; 0 means exact equality.
         scale: ``s``, weight of the statistics; matters with ``alpha > 0`` only.
         ridge_norm: added to the diagonal of ``sC`` (``update_norm_lambda``).
+        accumulate: also keep still what the edits on the stack wrote (their keys join ``sC``).
 
     Raises:
         NumericalError: for an infeasible batch (more facts than ``d_mlp``, or nearly equal keys)
@@ -51,6 +53,7 @@ class EMMET(LocateEditor):
     alpha: float = 0.0
     scale: float = 1.0
     ridge_norm: float = 0.0
+    accumulate: bool = False
 
     reference: ClassVar[str] = "EMMET"
 
@@ -65,7 +68,8 @@ class EMMET(LocateEditor):
     @property
     def equals_memit(self) -> float | None:
         """The λ of the MEMIT that computes the same update, None under equality constraints."""
-        return self.alpha * self.scale if self.alpha > 0 and self.ridge_norm == 0 else None
+        plain = self.ridge_norm == 0 and not self.accumulate
+        return self.alpha * self.scale if self.alpha > 0 and plain else None
 
     def _compute(
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
@@ -87,7 +91,10 @@ class EMMET(LocateEditor):
         targets: Targets,
     ) -> tuple[list[Delta], dict[str, Any]]:
         def solve(layer: int, keys: Tensor) -> Tensor:
-            factor, scale = self._factor(moments[layer])
+            factor, scale = self._factor(view, moments[layer])
+            if self.accumulate:
+                grown = grown_factor(view, layer, factor, scale)
+                return equality_after(grown, keys, alpha=self.alpha)
             return equality(factor, keys, scale=scale, alpha=self.alpha)
 
         writes = insertion_sweep(view, requests, texts, self.layers, targets.z, solve)
@@ -103,12 +110,17 @@ class EMMET(LocateEditor):
         ]
         return deltas_of(view, writes), {"keys": keys_of(view, writes), "report": report}
 
-    def _factor(self, moment: SecondMoment) -> tuple[Factor, float]:
+    def _factor(self, view: ModelView, moment: SecondMoment) -> tuple[Factor, float]:
+        """A factor and its weight; the one with a ridge is made once a view."""
         if self.ridge_norm == 0:
             return moment.factor, self.scale
-        c = moment.matrix.to(torch.float64)
-        eye = torch.eye(c.shape[0], dtype=c.dtype, device=c.device)
-        return cholesky(self.scale * c + self.ridge_norm * eye), 1.0
+        memory = view.cache.setdefault("ridged", {})
+        key = (id(moment), self.scale, self.ridge_norm)
+        if key not in memory:
+            c = moment.matrix.to(torch.float64)
+            eye = torch.eye(c.shape[0], dtype=c.dtype, device=c.device)
+            memory[key] = (moment, cholesky(self.scale * c + self.ridge_norm * eye))
+        return memory[key][1], 1.0
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:

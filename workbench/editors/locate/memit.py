@@ -10,15 +10,17 @@ Departures from the published code: targets are trained together instead of one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, past_keys, report_of
+from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, report_of
 from workbench.editors.locate.contexts import Contexts
-from workbench.editors.locate.solvers import predicted_closure, ridge
+from workbench.editors.locate.history import grown_factor
+from workbench.editors.locate.shrinking import largest_relative
+from workbench.editors.locate.solvers import predicted_closure, ridge, ridge_after
 from workbench.editors.locate.sweep import insertion_sweep
 from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
@@ -40,6 +42,9 @@ class MEMIT(LocateEditor):
             None: chosen so that the median edit of the batch closes ``closure`` of its residual.
         closure: used with ``lam=None`` only.
         accumulate: take the keys of the edits on the stack into account.
+        rect: keep only this share of a layer's update, the entries that are largest relative to
+            the weight (RECT, Gu et al., arXiv 2401.04700); None keeps all of it. The published
+            share is 0.4.
 
     Example:
         >>> edit = wb.MEMIT.preset(view).edit(view, requests)
@@ -49,6 +54,7 @@ class MEMIT(LocateEditor):
     lam: float | None = None
     closure: float = 0.5
     accumulate: bool = False
+    rect: float | None = None
 
     reference: ClassVar[str] = "MEMIT"
 
@@ -58,6 +64,8 @@ class MEMIT(LocateEditor):
             raise OptionError(f"MEMIT: lam={self.lam} must be above 0.")
         if not 0 < self.closure < 1:
             raise OptionError(f"MEMIT: closure={self.closure} must lie between 0 and 1.")
+        if self.rect is not None and not 0 < self.rect <= 1:
+            raise OptionError(f"MEMIT: rect={self.rect} must lie above 0 and be at most 1.")
 
     def _write(
         self,
@@ -71,14 +79,23 @@ class MEMIT(LocateEditor):
 
         def solve(layer: int, keys: Tensor) -> Tensor:
             lams[layer] = self._lam(moments[layer], keys)
-            past = past_keys(view, layer) if self.accumulate else None
-            return ridge(moments[layer].factor, keys, lams[layer], past)
+            factor = moments[layer].factor
+            if self.accumulate:
+                return ridge_after(grown_factor(view, layer, factor, lams[layer]), keys)
+            return ridge(factor, keys, lams[layer])
 
-        writes = insertion_sweep(view, requests, texts, self.layers, targets.z, solve)
+        shrink = None if self.rect is None else self._rectified(view)
+        writes = insertion_sweep(
+            view, requests, texts, self.layers, targets.z, solve, shrink=shrink
+        )
         lam = max(lams.values())
         report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, lam))
         report["solver"] = [{"layer": x, "lam": v} for x, v in lams.items()]
         return deltas_of(view, writes), {"keys": keys_of(view, writes), "report": report}
+
+    def _rectified(self, view: ModelView) -> Callable[[int, Tensor], Tensor]:
+        assert self.rect is not None
+        return lambda layer, change: largest_relative(change, view.weight(layer), self.rect or 1.0)
 
     def _lam(self, moment: SecondMoment, keys: Tensor) -> float:
         if self.lam is not None:

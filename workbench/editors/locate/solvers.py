@@ -12,9 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import NumericalError
-from workbench.linalg import Factor, cholesky
+from workbench.linalg import Factor, Grown
 
-__all__ = ["condition", "equality", "predicted_closure", "ridge", "rome_direction"]
+__all__ = [
+    "condition",
+    "equality",
+    "equality_after",
+    "predicted_closure",
+    "ridge",
+    "ridge_after",
+    "rome_direction",
+]
 
 #: Condition number of KᵀC⁻¹K above which equality constraints are refused.
 MAX_CONDITION = 1e12
@@ -29,28 +37,38 @@ def rome_direction(factor: Factor, key: Float[Tensor, " m"]) -> Float[Tensor, " 
     return x / (key.to(x) @ x)
 
 
-def ridge(
-    factor: Factor,
-    keys: Float[Tensor, "m n"],
-    lam: float,
-    past: Float[Tensor, "m p"] | None = None,
-) -> Float[Tensor, "m n"]:
-    """``(λC + K_p K_pᵀ + K Kᵀ)⁻¹ K``: least squares, optionally with keys written before.
+def ridge(factor: Factor, keys: Float[Tensor, "m n"], lam: float) -> Float[Tensor, "m n"]:
+    """``(λC + K Kᵀ)⁻¹ K``: least squares between keeping the corpus and writing.
 
-    Source: MEMIT, arXiv 2210.07229, eq. 14; Woodbury form of spec 1.7. With more past keys than
-    ``m / 2`` the sum is factored directly.
+    Source: MEMIT, arXiv 2210.07229, eq. 14; Woodbury form of spec 1.7.
     """
-    if past is not None and past.shape[1] > factor.lower.shape[0] // 2:
-        full = lam * factor.lower @ factor.lower.T
-        full = full + past.to(full) @ past.to(full).T
-        return ridge(cholesky(full), keys, 1.0)
-    n = keys.shape[1]
-    together = keys if past is None else torch.cat([past.to(keys), keys], dim=1)
-    y = factor.whiten(together) / lam**0.5
-    gram = _eye(y) + y.T @ y
-    unit = _eye(y)[:, -n:]
-    x = y @ torch.cholesky_solve(unit, torch.linalg.cholesky(gram))
+    y = factor.whiten(keys) / lam**0.5
+    x = torch.cholesky_solve(y.T, torch.linalg.cholesky(_eye(y) + y.T @ y)).T
     return factor.unwhiten(x) / lam**0.5
+
+
+def ridge_after(grown: Grown, keys: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """``(A + K Kᵀ)⁻¹ K`` where ``A = λC + K_p K_pᵀ`` holds the keys written before.
+
+    Sequential batches then equal one joint batch (recursive least squares, spec 1.7, oracle O10).
+    """
+    x = grown.solve(keys)
+    return torch.cholesky_solve(x.T, torch.linalg.cholesky(_eye(x) + _gram(keys, x))).T
+
+
+def equality_after(
+    grown: Grown, keys: Float[Tensor, "m n"], *, alpha: float = 0.0
+) -> Float[Tensor, "m n"]:
+    """``A⁻¹K (KᵀA⁻¹K + αI)⁻¹`` where ``A`` also holds the keys written before.
+
+    Raises:
+        NumericalError: as :func:`equality`.
+    """
+    x = grown.solve(keys)
+    gram = _gram(keys, x)
+    if alpha == 0:
+        _require_feasible(gram, keys.shape[0])
+    return torch.cholesky_solve(x.T, torch.linalg.cholesky(gram + alpha * _eye(x))).T
 
 
 def equality(
@@ -64,16 +82,22 @@ def equality(
         NumericalError: if α = 0 and the constraints are infeasible (more keys than ``m``, or nearly
             dependent keys); names the α to pass.
     """
-    m, n = keys.shape
     if alpha > 0:
         return ridge(factor, keys, alpha * scale)
+    y = factor.whiten(keys)
+    gram = y.T @ y
+    _require_feasible(gram, keys.shape[0])
+    return factor.unwhiten(torch.cholesky_solve(y.T, torch.linalg.cholesky(gram)).T)
+
+
+def _require_feasible(gram: Float[Tensor, "n n"], m: int) -> None:
+    """Refuse equality constraints that cannot hold together."""
+    n = gram.shape[0]
     if n > m:
         raise NumericalError(
             f"{n} keys in {m} dimensions cannot all be written exactly: pass alpha=0.1 (soft "
             "constraints, equal to MEMIT with lam = alpha · scale) or use a smaller batch."
         )
-    y = factor.whiten(keys)
-    gram = y.T @ y
     number = condition(gram)
     if not number < MAX_CONDITION:
         raise NumericalError(
@@ -81,7 +105,6 @@ def equality(
             "through equal subjects: pass alpha=0.1 (soft constraints, equal to MEMIT with "
             "lam = alpha · scale) or edit them in separate batches."
         )
-    return factor.unwhiten(torch.cholesky_solve(y.T, torch.linalg.cholesky(gram)).T)
 
 
 def predicted_closure(leverage: Tensor, lam: float) -> Tensor:
@@ -94,6 +117,11 @@ def condition(gram: Float[Tensor, "n n"]) -> float:
     values = torch.linalg.eigvalsh(gram)
     low, high = float(values[0]), float(values[-1])
     return high / low if low > 0 else float("inf")
+
+
+def _gram(keys: Tensor, x: Tensor) -> Tensor:
+    gram = keys.to(x).T @ x
+    return (gram + gram.T) / 2
 
 
 def _eye(y: Tensor) -> Tensor:

@@ -26,12 +26,14 @@ from workbench.replay import Blocks, capture_blocks, run_rows
 from workbench.tokens import context_length, encode_request
 from workbench.trace import Site, trace
 
-__all__ = ["LayerWrite", "insertion_sweep", "subject_activations"]
+__all__ = ["LayerWrite", "Sweep", "insertion_sweep", "subject_activations"]
 
 #: Tokens (rows × columns) of one capture.
 CHUNK_TOKENS = 16_384
 #: layer, keys [m n] → X [m n]
 Solver = Callable[[int, Tensor], Tensor]
+#: layer, D [d m] → what is kept of it
+Shrink = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class LayerWrite:
         x: ``[d_mlp, n]`` solution of the solver.
         residual: ``[d_model, n]`` share of this layer.
         distance: ``[n]`` ``‖z − h‖`` at the target layer before this write.
+        change: ``D`` itself where it is not ``residual @ x.T`` (a shrunken update).
     """
 
     layer: int
@@ -51,6 +54,7 @@ class LayerWrite:
     x: Float[Tensor, "d_mlp n"]
     residual: Float[Tensor, "d_model n"]
     distance: Float[Tensor, " n"]
+    change: Float[Tensor, "d_model d_mlp"] | None = None
 
 
 def subject_rows(
@@ -89,7 +93,6 @@ def subject_activations(
     )
 
 
-@torch.no_grad()
 def insertion_sweep(
     view: ModelView,
     requests: Sequence[EditRequest],
@@ -97,6 +100,8 @@ def insertion_sweep(
     layers: Sequence[int],
     z: Float[Tensor, "d_model n"],
     solve: Solver,
+    *,
+    shrink: Shrink | None = None,
 ) -> list[LayerWrite]:
     """Spread the residuals over the layers, lowest first.
 
@@ -107,90 +112,171 @@ def insertion_sweep(
         layers: edited layers; ``z`` belongs to the highest.
         z: targets for the output of block ``max(layers)`` on the bare prompts.
         solve: from layer and averaged keys to ``X``.
+        shrink: what is kept of a layer's update, if not all of it.
 
     Raises:
         NumericalError: if keys or residuals are not finite.
     """
-    order = sorted(layers)
-    sweep = _Sweep(view, requests, contexts, order)
-    writes = []
-    for i, layer in enumerate(track(order, "insertion")):
-        keys = sweep.enter(layer)
-        h = sweep.at_target(layer)
-        gap = z.to(h) - h
-        residual = gap / (len(order) - i)
-        if not bool(keys.isfinite().all() and residual.isfinite().all()):
-            raise NumericalError(
-                f"keys or residuals at layer {layer} hold NaN or Inf; nothing was changed."
-            )
-        x = solve(layer, keys)
-        sweep.update(residual, x)
-        writes.append(LayerWrite(layer, keys, x.to(keys), residual.to(keys), gap.norm(dim=0)))
-    return writes
+    return Sweep(view, requests, contexts, layers).write(z, solve, shrink=shrink)
 
 
-class _Sweep:
-    """Hidden states of all rows, carried upward chunk by chunk."""
+class Sweep:
+    """Hidden states of all prompt rows at the lowest edited layer, captured once.
+
+    Blocks below never change, so a sweep can be run again after weights of its layers moved
+    (rounds of NSE), and for some of its requests only.
+
+    Args:
+        view: the model.
+        requests: ``n`` requests.
+        contexts: templates and weights of the keys.
+        layers: edited layers.
+    """
 
     def __init__(
         self,
         view: ModelView,
         requests: Sequence[EditRequest],
         contexts: Contexts,
-        order: Sequence[int],
+        layers: Sequence[int],
     ) -> None:
-        self.view, self.first, self.last = view, order[0], order[-1]
+        self.view, self.layers = view, tuple(sorted(layers))
         self.each = len(contexts.templates)
         rows = subject_rows(view, requests, contexts)
         parts = _chunked(rows, self.each)
-        self.ends = [torch.tensor([len(r) - 1 for r in part]) for part in parts]
-        self.blocks = [capture_blocks(view, part, self.first, self.last + 1) for part in parts]
-        self.bare = [b.take(_bare_rows(b, self.each)) for b in self.blocks]
-        self.hidden = [b.hidden for b in self.blocks]
-        self.keys: list[Tensor] = []
         self.weights = contexts.tensor(torch.zeros((), dtype=torch.float64))
-        self.done = self.first
+        self._ends = [torch.tensor([len(r) - 1 for r in part]) for part in parts]
+        first, last = self.layers[0], self.layers[-1]
+        self._blocks = [capture_blocks(view, part, first, last + 1) for part in parts]
+        self._begin()
 
+    def take(self, requests: Sequence[int]) -> Sweep:
+        """The same capture for some of its requests, in ascending order."""
+        small = object.__new__(Sweep)
+        small.view, small.layers = self.view, self.layers
+        small.each, small.weights = self.each, self.weights
+        small._ends, small._blocks = [], []
+        start = 0
+        for ends, block in zip(self._ends, self._blocks, strict=True):
+            held = range(start, start + len(ends) // self.each)
+            rows = _rows_of([i - start for i in requests if i in held], self.each)
+            start = held.stop
+            if len(rows):
+                small._ends.append(ends[rows])
+                small._blocks.append(block.take(rows))
+        small._begin()
+        return small
+
+    def _begin(self) -> None:
+        """Back to the input of the lowest edited layer."""
+        self._bare = [b.take(_bare_rows(b, self.each)) for b in self._blocks]
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the updates of the last run."""
+        self._hidden = [b.hidden for b in self._blocks]
+        self._keys: list[Tensor] = []
+        self._done = self.layers[0]
+
+    @torch.no_grad()
+    def write(
+        self, z: Float[Tensor, "d_model n"], solve: Solver, *, shrink: Shrink | None = None
+    ) -> list[LayerWrite]:
+        """Solve at every layer, lowest first; see :func:`insertion_sweep`."""
+        self.restart()
+        writes = []
+        for i, layer in enumerate(track(self.layers, "insertion")):
+            keys = self.enter(layer)
+            gap, residual = self.residual(layer, z, len(self.layers) - i)
+            x = solve(layer, keys)
+            change = None if shrink is None else shrink(layer, residual @ x.T.to(residual))
+            self.update(residual, x, change)
+            writes.append(LayerWrite(layer, keys, x.to(keys), residual, gap.norm(dim=0), change))
+        return writes
+
+    def residual(self, layer: int, z: Tensor, remaining: int) -> tuple[Tensor, Tensor]:
+        """``z − h`` and this layer's share of it, ``[d_model, n]`` each.
+
+        Raises:
+            NumericalError: if they are not finite.
+        """
+        h = self.at_target(layer)
+        gap = z.to(h) - h
+        if not bool(gap.isfinite().all()):
+            raise NumericalError(
+                f"residuals at layer {layer} hold NaN or Inf; nothing was changed."
+            )
+        return gap, gap / remaining
+
+    @torch.no_grad()
     def enter(self, layer: int) -> Float[Tensor, "d_mlp n"]:
-        """Run up to and including block ``layer``; averaged keys at the subject, float64."""
-        for between in range(self.done, layer):
+        """Run up to and including block ``layer``; averaged keys at the subject, float64.
+
+        Raises:
+            NumericalError: if they are not finite.
+        """
+        for between in range(self._done, layer):
             self._step(between)
         site = Site(layer, "key")
         means = []
-        self.keys = []
-        for i, block in enumerate(self.blocks):
+        self._keys = []
+        for i, block in enumerate(self._blocks):
             with trace(self.view, [site]) as seen:
-                self.hidden[i] = block.run(layer, self.hidden[i])
-            self.keys.append(seen[site])
-            at_subject = _at(seen[site], self.ends[i])
+                self._hidden[i] = block.run(layer, self._hidden[i])
+            self._keys.append(seen[site])
+            at_subject = _at(seen[site], self._ends[i])
             grouped = rearrange(at_subject, "(n t) m -> n t m", t=self.each)
             means.append(einsum(grouped, self.weights.to(grouped.device), "n t m, t -> m n"))
-        self.done = layer + 1
-        return torch.cat(means, dim=1)
+        self._done = layer + 1
+        keys = torch.cat(means, dim=1)
+        if not bool(keys.isfinite().all()):
+            raise NumericalError(f"keys at layer {layer} hold NaN or Inf; nothing was changed.")
+        return keys
 
-    def at_target(self, layer: int) -> Float[Tensor, "d_model n"]:
-        """Output of the target block on the bare prompts with the updates made so far."""
+    @torch.no_grad()
+    def at_target(self, layer: int | None = None) -> Float[Tensor, "d_model n"]:
+        """Output of the highest edited block on the bare prompts, float64.
+
+        Args:
+            layer: the block just run; None before any was.
+        """
+        start = self.layers[0] if layer is None else layer + 1
         outputs = []
-        for i, bare in enumerate(self.bare):
-            rows = _bare_rows(self.blocks[i], self.each)
-            h = self.hidden[i][rows.to(self.hidden[i].device)]
-            for above in range(layer + 1, self.last + 1):
+        for i, bare in enumerate(self._bare):
+            rows = _bare_rows(self._blocks[i], self.each)
+            h = self._hidden[i][rows.to(self._hidden[i].device)]
+            for above in range(start, self.layers[-1] + 1):
                 h = bare.run(above, h)
-            outputs.append(_at(h, self.ends[i][:: self.each]).T)
+            outputs.append(_at(h, self._ends[i][:: self.each]).T)
         return torch.cat(outputs, dim=1)
 
-    def update(self, residual: Tensor, x: Tensor) -> None:
+    @torch.no_grad()
+    def update(self, residual: Tensor, x: Tensor, change: Tensor | None = None) -> None:
         """Add ``D k`` to the output of the block just run, at every token of every row."""
-        for i, keys in enumerate(self.keys):
+        for i, keys in enumerate(self._keys):
             wide = torch.promote_types(keys.dtype, torch.float32)
-            change = (keys.to(wide) @ x.to(keys.device, wide)) @ residual.to(keys.device, wide).T
-            h = self.hidden[i]
-            self.hidden[i] = (h.to(wide) + change.to(h.device)).to(h.dtype)
-        self.keys = []
+            k = keys.to(wide)
+            if change is None:
+                step = (k @ x.to(keys.device, wide)) @ residual.to(keys.device, wide).T
+            else:
+                step = k @ change.to(keys.device, wide).T
+            h = self._hidden[i]
+            self._hidden[i] = (h.to(wide) + step.to(h.device)).to(h.dtype)
+
+    @torch.no_grad()
+    def keys(self) -> dict[int, Float[Tensor, "d_mlp n"]]:
+        """Averaged keys of every edited layer on the weights as they are now."""
+        self.restart()
+        return {layer: self.enter(layer) for layer in self.layers}
 
     def _step(self, layer: int) -> None:
-        for i, block in enumerate(self.blocks):
-            self.hidden[i] = block.run(layer, self.hidden[i])
+        for i, block in enumerate(self._blocks):
+            self._hidden[i] = block.run(layer, self._hidden[i])
+
+
+def _rows_of(requests: Sequence[int], each: int) -> Tensor:
+    first = torch.tensor(list(requests), dtype=torch.long)[:, None] * each
+    return (first + torch.arange(each)).flatten()
 
 
 def _bare_rows(block: Blocks, each: int) -> Tensor:
