@@ -28,8 +28,8 @@ import workbench as wb
 from workbench.editors.locate.base import LocateEditor, statistics_for
 from workbench.editors.locate.targets import Targets
 from workbench.edits import write_atomically
+from workbench.fingerprint import fingerprint_of
 from workbench.metrics import Reference, reference
-from workbench.model import fingerprint_of
 from workbench.places import cache_dir
 
 TEXTS = ["prompt", "target", "foil", "generated", "predicted"]

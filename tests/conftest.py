@@ -33,7 +33,8 @@ import torch  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
 from workbench.errors import FetchError  # noqa: E402
-from workbench.model import ModelView, open_view  # noqa: E402
+from workbench.model import ModelView  # noqa: E402
+from workbench.opening import open_view  # noqa: E402
 from workbench.places import shipped  # noqa: E402
 
 if TYPE_CHECKING:

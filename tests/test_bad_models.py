@@ -25,7 +25,8 @@ from workbench.errors import (
     StatisticsError,
     UnsupportedModelError,
 )
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 from workbench.pretrained import load
 from workbench.progress import progress_to
 from workbench.stats import SecondMoment

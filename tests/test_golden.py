@@ -28,7 +28,8 @@ from workbench.editors.locate.targets import optimize_targets
 from workbench.edits import WeightEdit
 from workbench.facts import EditRequest
 from workbench.linalg import Grown, cholesky
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 from workbench.stats import SecondMoment
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -60,7 +60,7 @@ def plain_nll(view: ModelView, prompt: str, completion: str) -> tuple[float, lis
 def change(view: ModelView, scale: float = 0.3, parameter: str | None = None) -> WeightEdit:
     """A random rank-1 edit."""
     name = parameter or view.weight_name(1)
-    rows, columns = view._oriented(name).shape
+    rows, columns = view._weights.oriented(name).shape
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, 1, generator=generator) * scale
     right = torch.randn(columns, 1, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workbench.edits import Delta, WeightEdit, with_parents
+from workbench.edits import Delta, WeightEdit
 from workbench.facts import EditRequest
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FAMILIES = ("gpt2", "llama", "opt")  # gpt2 stores transposed, gpt2 and opt tie their embeddings
@@ -115,7 +117,7 @@ def test_undo_is_exact(make_view, family: str, dtype: torch.dtype) -> None:
         assert same(view, history[n]) and same(view, expected[n])
         assert len(view._snapshots) <= 12  # log-spaced, not one per edit
     assert {k: p.data_ptr() for k, p in view.model.named_parameters()} == places
-    extra = with_parents(make_edit(view, 50), ())
+    extra = replace(make_edit(view, 50), parents=())
     with view.applied(extra, make_edit(view, 51)):
         assert len(view.stack) == 2 and not same(view, pristine)
         with view.at(1):

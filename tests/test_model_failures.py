@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from test_model import make_edit, params, same, wrap
 
-from workbench.edits import Delta, WeightEdit, with_parents
+from workbench.edits import Delta, WeightEdit
 from workbench.errors import BusyError, EditMismatchError, NumericalError, OptionError
 from workbench.model import ModelView
 
@@ -33,7 +34,7 @@ def test_refusals_change_nothing(make_view) -> None:
          NumericalError, "nothing was changed"),
     ]  # fmt: skip
     for edit, error, words in cases:
-        edit = with_parents(edit, (good.id,))
+        edit = replace(edit, parents=(good.id,))
         for action in (lambda e: view.push(e), lambda e: view.applied(e).__enter__()):
             with pytest.raises(error, match=words):
                 action(edit)
@@ -48,6 +49,21 @@ def test_refusals_change_nothing(make_view) -> None:
     with pytest.warns(UserWarning, match="a stack of 1 edits"):
         view.push(wrap(view, fine, n=7, parents=("else",)))
     assert len(view.stack) == 3
+
+
+def test_warnings_name_the_line_of_the_caller(make_view) -> None:
+    view = make_view("llama")
+    first = make_edit(view, 0)
+    view.push(first)
+    other = replace(first, config={"lr": 1.0}, parents=("else",))
+    with pytest.warns(UserWarning) as told:
+        view.push(first)
+        view.push(other)
+    sentences = [str(w.message) for w in told]
+    words = ("stack already", "a stack of 1 edits", "same request")
+    assert len(sentences) == 3
+    assert all(word in text for word, text in zip(words, sentences, strict=True))
+    assert {w.filename for w in told} == {__file__}
 
 
 def test_bounds(make_view) -> None:
@@ -102,21 +118,21 @@ def test_interruption_anywhere_changes_nothing(make_view, what: str) -> None:
     before, stack = params(view), view.stack
     with view.at(2):
         two = params(view)
-    plain = view._parameters
+    plain = view._weights.parameters
     for n in range(1, 200):
-        view._parameters = Interrupting(plain)
-        view._parameters.left = n
+        view._weights.parameters = Interrupting(plain)
+        view._weights.parameters.left = n
         try:
             ACTIONS[what](view)
         except KeyboardInterrupt:
-            view._parameters = plain
+            view._weights.parameters = plain
             assert same(view, before) and view.stack == stack and not view._busy
             with view.at(2):
                 assert same(view, two)
         else:
             break
     assert n > 2
-    view._parameters = plain
+    view._weights.parameters = plain
     view.reset()
     assert same(view, params(make_view("gpt2")))
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from workbench.errors import NumericalError, OptionError, RequestError
 from workbench.layouts import DECODER, LAYOUTS
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 from workbench.progress import Bar, progress_to
 from workbench.sampling import draw, sample
 

@@ -310,7 +310,7 @@ import torch
 torch.set_num_threads(2)
 import families
 from workbench import keysums
-from workbench.model import open_view
+from workbench.opening import open_view
 from workbench.progress import progress_to
 from workbench.stats import second_moments
 keysums.CHECKPOINT_SECONDS, keysums.CHECKPOINT_SHARE = 0.0, 1e9

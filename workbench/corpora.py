@@ -25,8 +25,9 @@ from torch import Tensor
 
 from workbench.edits import write_atomically
 from workbench.errors import DataError, FetchError, OptionError, did_you_mean
+from workbench.fingerprint import fingerprint_of
 from workbench.layouts import DECODER
-from workbench.model import ModelView, fingerprint_of
+from workbench.model import ModelView
 from workbench.places import shipped
 from workbench.progress import Bar
 from workbench.sampling import sample

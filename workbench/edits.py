@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -314,8 +314,3 @@ def _hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def with_parents(edit: WeightEdit, parents: tuple[str, ...]) -> WeightEdit:
-    """The same edit, recorded on another stack."""
-    return replace(edit, parents=parents)

@@ -1,54 +1,34 @@
 """One model, its pristine weights and a stack of edits: the only writer in the package.
 
-The state is a function of the pristine weights and the stack (design 9.1). Masters of touched
-matrices are float32 (float64 where the weight is) and ``W_n = W_{n-1} + delta_n`` is formed out of
-place, one delta at a time in stack order. A state is therefore a set of references to tensors that
-are never written again: undo, time travel and roll-back after a failure swap references, and undo
-is exact to the bit in every dtype.
+The state is a function of the pristine weights and the stack (design 9.1): ``W_n = W_{n-1} +
+delta_n``, one delta at a time in stack order. Undo, time travel and roll-back after a failure swap
+references to tensors that are never written again (:mod:`workbench.weights`), so undo is exact to
+the bit in every dtype.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from workbench.capabilities import Capabilities, get_module, orient, prove, refuse_unusable
+from workbench.capabilities import Capabilities, get_module, orient
 from workbench.edits import Edit
-from workbench.errors import (
-    BusyError,
-    EditMismatchError,
-    NumericalError,
-    OptionError,
-    UnsupportedModelError,
-)
-from workbench.layouts import DECODER, Layout, find_layout
+from workbench.errors import BusyError, EditMismatchError, OptionError
+from workbench.fingerprint import fingerprint_model
+from workbench.layouts import Layout
+from workbench.looks import stack_html
+from workbench.weights import State, Weights, spacing
 
-__all__ = ["ModelView", "open_view"]
-
-#: Elements of each parameter that enter the fingerprint.
-FINGERPRINT_SAMPLE = 65_536
-
-
-@dataclass(frozen=True)
-class _State:
-    """Stack plus references to the tensors it produced; nothing in it is ever written again."""
-
-    stack: tuple[Edit, ...] = ()
-    masters: Mapping[str, Tensor] = field(default_factory=dict)
-    live: Mapping[str, Tensor] = field(default_factory=dict)
+__all__ = ["ModelView"]
 
 
 class ModelView:
@@ -92,12 +72,9 @@ class ModelView:
         self.cache: dict[Any, Any] = {}
         self.n_layers = len(get_module(model, layout.blocks))  # type: ignore[arg-type]
         self.d_model, self.d_mlp = self.weight(0).shape
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        first: dict[int, str] = {}  # tied weights are one parameter, whatever name a delta uses
-        self._first_name = {n: first.setdefault(id(p), n) for n, p in self._parameters.items()}
-        self._originals: dict[str, Tensor] = {}
-        self._state = _State()
-        self._snapshots: dict[int, _State] = {}
+        self._weights = Weights(model)
+        self._state = State()
+        self._snapshots: dict[int, State] = {}
         self._lock = threading.RLock()
         self._busy = ""
         self._showing_depth = 0
@@ -158,12 +135,9 @@ class ModelView:
         Equal for the same checkpoint in a wider dtype; computed once.
         """
         if "fingerprint" not in self.cache:
-            digest = hashlib.sha256(f"{self.layout.family}:{self.n_layers}".encode())
-            for name, p in self._parameters.items():
-                data = self._originals.get(self._first_name[name], p.data)
-                digest.update(f"{name}{tuple(data.shape)}".encode())
-                digest.update(_sample(data).numpy().tobytes())
-            self.cache["fingerprint"] = digest.hexdigest()[:32]
+            architecture = f"{self.layout.family}:{self.n_layers}"
+            found = fingerprint_model(architecture, self._weights.pristine())
+            self.cache["fingerprint"] = found
         return str(self.cache["fingerprint"])
 
     # ------------------------------------------------------------------ the stack
@@ -195,10 +169,11 @@ class ModelView:
                 warnings.warn(
                     f"edit {edit.id} is on the stack already (entry {twin[0]}); it was not stacked "
                     "again. To write the fact anew, compute a new edit.",
-                    stacklevel=3,
+                    stacklevel=2,
                 )
                 return
-            self._warn_before_push(edit)
+            for doubt in self._doubts(edit):
+                warnings.warn(doubt, stacklevel=2)
             self._commit(self._after(self._state, edit))
 
     def pop(self) -> Edit:
@@ -217,7 +192,7 @@ class ModelView:
     def reset(self) -> None:
         """Take every edit off; every parameter is its stored original."""
         with self._changing("reset"):
-            self._install(_State())
+            self._install(State())
             self._snapshots.clear()
 
     def drop(self, index: int) -> Edit:
@@ -330,104 +305,62 @@ class ModelView:
             raise OptionError(f"entry {index} does not exist: the stack holds {n} edits.")
         return index % n
 
-    def _warn_before_push(self, edit: Edit) -> None:
+    def _doubts(self, edit: Edit) -> Iterator[str]:
+        """What speaks against pushing an edit, though it can be done; a sentence each."""
         held = tuple(e.id for e in self.stack)
         if tuple(edit.parents) != held:
-            warnings.warn(
+            yield (
                 f"edit {edit.id} was computed on a stack of {len(edit.parents)} edits, not on this "
-                f"one of {len(held)}: its effect may differ.",
-                stacklevel=4,
+                f"one of {len(held)}: its effect may differ."
             )
         if any(e.editor == edit.editor and e.requests == edit.requests for e in self.stack):
-            warnings.warn(
-                f"the same request was already written by {edit.editor}; this stacks it again.",
-                stacklevel=4,
-            )
+            yield f"the same request was already written by {edit.editor}; this stacks it again."
 
-    def _check(self, edit: Edit) -> None:
+    def _after(self, state: State, edit: Edit) -> State:
+        """The state one edit later; computes out of place and installs nothing."""
         if edit.base != self.fingerprint:
             raise EditMismatchError(
                 f"edit {edit.id} was made for the base model {edit.base}, this is "
                 f"{self.fingerprint} ({self.name}): load the model it was made for."
             )
-        for delta in edit.deltas:
-            if delta.parameter not in self._parameters:
-                raise EditMismatchError(f"the model has no parameter {delta.parameter!r}.")
-            shape = tuple(self._oriented(delta.parameter).shape)
-            if shape != delta.shape:
-                raise EditMismatchError(
-                    f"edit {edit.id} changes {delta.parameter!r} of shape {delta.shape}, this "
-                    f"model's has {shape}."
-                )
-        if not edit.is_finite():
-            raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
+        return self._weights.after(state, edit)
 
-    def _is_transposed(self, parameter: str) -> bool:
-        path, _, leaf = parameter.rpartition(".")
-        return leaf == "weight" and isinstance(get_module(self.model, path), Conv1D)
-
-    def _oriented(self, parameter: str) -> Tensor:
-        data = self._parameters[parameter].data
-        return data.T if self._is_transposed(parameter) else data
-
-    def _after(self, state: _State, edit: Edit) -> _State:
-        """The state one edit later; computes out of place and installs nothing."""
-        self._check(edit)
-        masters, live = dict(state.masters), dict(state.live)
-        for delta in edit.deltas:
-            name = self._first_name[delta.parameter]
-            original = self._originals.setdefault(name, self._parameters[name].data)
-            master = masters.get(name, original).to(original.device)
-            master = master.to(torch.promote_types(original.dtype, torch.float32))
-            change = delta.materialize(dtype=master.dtype, device=master.device)
-            new = master + (change.T if self._is_transposed(name) else change)
-            cast = new.to(original.dtype)
-            if not bool(cast.isfinite().all()):
-                raise NumericalError(
-                    f"edit {edit.id} would write NaN or Inf into {name!r} ({original.dtype}): "
-                    "nothing was changed. Use a smaller step, or load the model in float32."
-                )
-            masters[name], live[name] = new, cast
-        return _State((*state.stack, edit), masters, live)
-
-    def _at(self, n: int) -> _State:
+    def _at(self, n: int) -> State:
         """The state after the first ``n`` edits, from the nearest snapshot below."""
         if n == len(self.stack):
             return self._state
         depth = max((d for d in self._snapshots if d <= n), default=0)
-        state = self._snapshots.get(depth, _State())
+        state = self._snapshots.get(depth, State())
         for edit in self.stack[depth:n]:
             state = self._after(state, edit)
         return state
 
-    def _commit(self, state: _State) -> None:
+    def _commit(self, state: State) -> None:
         before = self._state
         self._install(state)
         n = len(state.stack)
         self._snapshots[len(before.stack)] = before
-        for depth in [d for d in self._snapshots if d % _spacing(n - d)]:
+        for depth in [d for d in self._snapshots if d % spacing(n - d)]:
             del self._snapshots[depth]
 
     def _prune(self, depth: int) -> None:
         self._snapshots = {d: s for d, s in self._snapshots.items() if d <= depth}
 
-    def _install(self, state: _State) -> None:
+    def _install(self, state: State) -> None:
         """Swap tensors in; on any interruption put the old ones back."""
         before = self._state
         touched = {*before.live, *state.live}
         try:
-            for name in touched:
-                self._parameters[name].data = state.live.get(name, self._originals[name])
+            self._weights.put(touched, state.live)
             self._state = state
         except BaseException:
-            for name in touched:
-                self._parameters[name].data = before.live.get(name, self._originals[name])
+            self._weights.put(touched, before.live)
             self._state = before
             raise
         self._prune(len(state.stack))
 
     @contextmanager
-    def _showing(self, state: _State) -> Iterator[None]:
+    def _showing(self, state: State) -> Iterator[None]:
         before, snapshots = self._state, dict(self._snapshots)
         self._showing_depth += 1
         try:
@@ -459,87 +392,4 @@ class ModelView:
         return f"<ModelView {self.describe()}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><td>{i}</td><td>{escape(e.editor)}</td>"
-            f"<td>{escape(e.requests[0].text if e.requests else '')}</td>"
-            f"<td>{escape(e.requests[0].target_new if e.requests else '')}</td>"
-            f"<td>{len(e.requests)}</td></tr>"
-            for i, e in enumerate(self.stack)
-        )
-        head = "<tr><th>#</th><th>editor</th><th>prompt</th><th>target</th><th>facts</th></tr>"
-        table = f"<table>{head}{rows}</table>" if rows else ""
-        return f"<b>{escape(self.describe())}</b>{table}"
-
-
-def open_view(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: str,
-    kind: str | None = None,
-    labels: Sequence[str] = (),
-) -> ModelView:
-    """Check a loaded transformers model and prove what it can do.
-
-    Args:
-        model: any supported language model; it is put in evaluation mode and edited in place.
-        tokenizer: a fast tokenizer (character offsets are needed to find subjects).
-        name: shown in every output.
-        kind: required only if it cannot be inferred.
-        labels: label names of a classifier; taken from the configuration if empty.
-
-    Raises:
-        UnsupportedModelError: unknown, mixture-of-experts, quantised or offloaded models, a slow
-            tokenizer, or a class without a head.
-        NumericalError: if the model answers with NaN or Inf.
-    """
-    refuse_unusable(model)
-    if not getattr(tokenizer, "is_fast", False):
-        raise UnsupportedModelError(
-            f"{type(tokenizer).__name__} is a slow tokenizer without character offsets: load the "
-            "fast one (AutoTokenizer.from_pretrained(..., use_fast=True))."
-        )
-    layout = find_layout(model.config.get_text_config(decoder=True).model_type)
-    if kind is not None and kind != layout.kind:
-        raise OptionError(f"kind={kind!r}: a {layout.family} model here is a {layout.kind}.")
-    model.eval()
-    blocks = get_module(model, layout.blocks)
-    if blocks is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no {layout.blocks!r}: load the {layout.kind} class of "
-            f"family {layout.family!r} (with its head)."
-        )
-    capabilities = prove(model, layout, len(blocks))  # type: ignore[arg-type]
-    if not capabilities.linear:
-        why = capabilities.reasons["linear"]
-        capabilities = replace(
-            capabilities, additive=False, reasons=capabilities.reasons | {"additive": why}
-        )
-    if not labels and layout.kind not in (DECODER, "encoder_decoder"):
-        labels = tuple(str(x) for x in (model.config.id2label or {}).values())
-    return ModelView(
-        model,
-        tokenizer,
-        layout=layout,
-        capabilities=capabilities,
-        name=name,
-        labels=labels,
-    )
-
-
-def _sample(data: Tensor) -> Tensor:
-    flat = data.detach().reshape(-1)
-    step = max(1, flat.numel() // FINGERPRINT_SAMPLE)
-    return flat[::step].to("cpu", torch.float32).contiguous()
-
-
-def _spacing(age: int) -> int:
-    """Depths of snapshots ``age`` edits back are kept only at multiples of this."""
-    return 1 << max(0, age.bit_length() - 1)
-
-
-def fingerprint_of(payload: Mapping[str, Any]) -> str:
-    """Short hash of JSON-ready data, for cache names that must name all they depend on."""
-    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+        return stack_html(self.describe(), self.stack)

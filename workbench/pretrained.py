@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from workbench import fetch
 from workbench.errors import DataError, FetchError, OptionError, UnsupportedModelError, did_you_mean
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER, ENCODER_DECODER, find_layout
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 from workbench.places import cache_dir, shipped
 
 __all__ = ["MODELS", "load"]

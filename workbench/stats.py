@@ -28,8 +28,9 @@ from workbench import places
 from workbench.corpora import Corpus, open_corpus
 from workbench.edits import write_atomically
 from workbench.errors import DataError, OptionError, StatisticsError, StorageError
+from workbench.fingerprint import fingerprint_of
 from workbench.keysums import KeySums, Plan, collect, pack, plan_batches, unpack
-from workbench.model import ModelView, fingerprint_of
+from workbench.model import ModelView
 from workbench.moments import SecondMoment, identity_moment, import_npz, require, too_few
 from workbench.tokens import context_length
 

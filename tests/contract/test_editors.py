@@ -23,7 +23,8 @@ from workbench.edits import Delta, Edit, load_edit
 from workbench.errors import OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
 from workbench.metrics import score
-from workbench.model import ModelView, open_view
+from workbench.model import ModelView
+from workbench.opening import open_view
 from workbench.stats import SecondMoment
 from workbench.tokens import encode_request
 from workbench.trace import Site, trace

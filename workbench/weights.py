@@ -1,0 +1,118 @@
+"""The parameters of one model: their originals, what an edit makes of them, and the swap.
+
+Masters of touched matrices are float32 (float64 where the weight is) and each delta is added out of
+place (design 9.1). A state is therefore a set of references to tensors that are never written
+again, and going from one state to another swaps references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from workbench.capabilities import get_module
+from workbench.edits import Delta, Edit
+from workbench.errors import EditMismatchError, NumericalError
+
+__all__ = ["State", "Weights", "spacing"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Stack plus references to the tensors it produced; nothing in it is ever written again."""
+
+    stack: tuple[Edit, ...] = ()
+    masters: Mapping[str, Tensor] = field(default_factory=dict)
+    live: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Weights:
+    """Named parameters of a model, which only :meth:`put` changes.
+
+    Attributes:
+        parameters: name → parameter, tied ones under each of their names.
+        originals: name → pristine tensor of every parameter that an edit touched so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        first: dict[int, str] = {}  # tied weights are one parameter, whatever name a delta uses
+        self._first_name = {n: first.setdefault(id(p), n) for n, p in self.parameters.items()}
+        self.originals: dict[str, Tensor] = {}
+
+    def pristine(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and unedited values of every parameter."""
+        for name, p in self.parameters.items():
+            yield name, self.originals.get(self._first_name[name], p.data)
+
+    def oriented(self, parameter: str) -> Tensor:
+        """Present values as (out, in), whatever the storage."""
+        data = self.parameters[parameter].data
+        return data.T if self._is_transposed(parameter) else data
+
+    def check(self, edit: Edit) -> None:
+        """Refuse an edit whose changes do not fit these parameters.
+
+        Raises:
+            EditMismatchError: for an unknown parameter or another shape.
+            NumericalError: if a change holds NaN or Inf.
+        """
+        for delta in edit.deltas:
+            if delta.parameter not in self.parameters:
+                raise EditMismatchError(f"the model has no parameter {delta.parameter!r}.")
+            shape = tuple(self.oriented(delta.parameter).shape)
+            if shape != delta.shape:
+                raise EditMismatchError(
+                    f"edit {edit.id} changes {delta.parameter!r} of shape {delta.shape}, this "
+                    f"model's has {shape}."
+                )
+        if not edit.is_finite():
+            raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
+
+    def after(self, state: State, edit: Edit) -> State:
+        """The state one edit later; computes out of place and changes nothing.
+
+        Raises:
+            EditMismatchError, NumericalError: as :meth:`check`.
+            NumericalError: if NaN or Inf would be written.
+        """
+        self.check(edit)
+        masters, live = dict(state.masters), dict(state.live)
+        for delta in edit.deltas:
+            name = self._first_name[delta.parameter]
+            original = self.originals.setdefault(name, self.parameters[name].data)
+            new = self._added(masters.get(name, original), delta, original)
+            cast = new.to(original.dtype)
+            if not bool(cast.isfinite().all()):
+                raise NumericalError(
+                    f"edit {edit.id} would write NaN or Inf into {name!r} ({original.dtype}): "
+                    "nothing was changed. Use a smaller step, or load the model in float32."
+                )
+            masters[name], live[name] = new, cast
+        return State((*state.stack, edit), masters, live)
+
+    def put(self, names: Iterable[str], live: Mapping[str, Tensor]) -> None:
+        """Let parameters hold the tensors of a state, or their originals where it has none."""
+        for name in names:
+            self.parameters[name].data = live.get(name, self.originals[name])
+
+    def _added(self, master: Tensor, delta: Delta, original: Tensor) -> Tensor:
+        """The master copy plus one change, as a new tensor."""
+        dtype = torch.promote_types(original.dtype, torch.float32)
+        master = master.to(original.device, dtype)
+        change = delta.materialize(dtype=dtype, device=master.device)
+        return master + (change.T if self._is_transposed(delta.parameter) else change)
+
+    def _is_transposed(self, parameter: str) -> bool:
+        path, _, leaf = parameter.rpartition(".")
+        return leaf == "weight" and isinstance(get_module(self._model, path), Conv1D)
+
+
+def spacing(age: int) -> int:
+    """Depths of snapshots ``age`` edits back are kept only at multiples of this."""
+    return 1 << max(0, age.bit_length() - 1)
