@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import workbench as wb
+from workbench.atomic import write_atomically
 from workbench.editors import find_editor
-from workbench.edits import write_atomically
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import workbench as wb
+from workbench.atomic import write_atomically
 from workbench.editors.locate.base import LocateEditor, statistics_for
 from workbench.editors.locate.targets import Targets
-from workbench.edits import write_atomically
 from workbench.fingerprint import fingerprint_of
 from workbench.metrics import Reference, reference
 from workbench.places import cache_dir

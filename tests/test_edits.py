@@ -18,7 +18,8 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 
 from workbench import edits
-from workbench.edits import Delta, WeightEdit, load_edit, write_atomically
+from workbench.atomic import write_atomically
+from workbench.edits import Delta, WeightEdit, load_edit
 from workbench.errors import DataError, StorageError, WorkbenchError
 from workbench.facts import EditRequest
 

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         NSE,
         ROME,
         AlphaEdit,
+        CoachHook,
         Editor,
         prune,
     )
-    from workbench.edits import Delta, Edit, WeightEdit, load_edit
+    from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
@@ -59,10 +60,12 @@ _ROOMS = {
     "plots": "",
     "Delta": "edits",
     "Edit": "edits",
+    "AdapterEdit": "edits",
     "WeightEdit": "edits",
     "load_edit": "edits",
     "EDITORS": "editors",
     "AlphaEdit": "editors",
+    "CoachHook": "editors",
     "EMMET": "editors",
     "NSE": "editors",
     "prune": "editors",
@@ -97,6 +100,7 @@ _ROOMS = {
 __all__ = [
     "EDITORS",
     "AlphaEdit",
+    "CoachHook",
     "EMMET",
     "NSE",
     "prune",
@@ -113,6 +117,7 @@ __all__ = [
     "ModelView",
     "Probe",
     "SecondMoment",
+    "AdapterEdit",
     "WeightEdit",
     "WorkbenchError",
     "datasets",

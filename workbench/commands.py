@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from workbench import datasets
+from workbench.atomic import write_atomically
 from workbench.editors import find_editor
-from workbench.edits import load_edit, write_atomically
+from workbench.edits import load_edit
 from workbench.errors import DataError, OptionError
 from workbench.facts import EditCase, EditRequest
 from workbench.metrics import next_tokens, score, summary

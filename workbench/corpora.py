@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from workbench.edits import write_atomically
+from workbench.atomic import write_atomically
 from workbench.errors import DataError, FetchError, OptionError, did_you_mean
 from workbench.fingerprint import fingerprint_of
 from workbench.layouts import DECODER

@@ -1,4 +1,4 @@
-"""Edits as data: low-rank, dense or sparse changes of named parameters, and their files.
+"""Edits as data: changes of named parameters, functions beside them, and their files.
 
 An edit never touches a model; :class:`workbench.model.ModelView` applies it. Factors are stored in
 the dtype in which they are applied (float32, float64 for float64 models), so an edit that was saved
@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from workbench.errors import DataError, StorageError
+from workbench.atomic import write_atomically
+from workbench.errors import DataError
 from workbench.facts import EditRequest
 
-__all__ = ["Delta", "Edit", "WeightEdit", "load_edit", "write_atomically"]
+__all__ = ["Adapter", "AdapterEdit", "Delta", "Edit", "WeightEdit", "load_edit"]
 
 FORMAT = "workbench-edit/1"
 
@@ -106,30 +107,55 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class WeightEdit:
-    """What an editor computed: changes of weights plus everything needed to explain them.
+class Adapter:
+    """A function beside one module, as data; :mod:`workbench.adapters` says what it does.
 
     Args:
-        deltas: one per changed parameter, applied in order.
-        requests: the facts that were written.
-        editor: name of the editor.
-        config: the editor's fields, JSON-ready; rebuilds the editor.
-        base: fingerprint of the pristine model the edit belongs to.
-        parents: ids of the edits that were on the stack when this one was computed.
-        keys: parameter name → ``d_mlp n`` keys that were written, for accumulating editors.
-        report: tables of the computation as lists of records (target optimization, closure, tau).
-        meta: versions, seed, seconds, model name.
+        parameter: name of the module's weight in ``model.named_parameters()``.
+        kind: which function.
+        tensors: its stored pieces.
+        options: its other settings, JSON-ready.
     """
 
-    deltas: tuple[Delta, ...]
+    parameter: str
+    kind: str
+    tensors: Mapping[str, Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", {k: _own(t) for k, t in self.tensors.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored pieces."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def is_finite(self) -> bool:
+        """True if no piece holds NaN or Inf."""
+        return all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point())
+
+
+class Edit(ABC):
+    """What can stand on a view's stack: a :class:`WeightEdit` or an :class:`AdapterEdit`."""
+
     requests: tuple[EditRequest, ...]
     editor: str
     config: Mapping[str, Any]
     base: str
-    parents: tuple[str, ...] = ()
-    keys: Mapping[str, Tensor] = field(default_factory=dict)
-    report: Mapping[str, Any] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...]
+    keys: Mapping[str, Tensor]
+    report: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def pieces(self) -> tuple[Delta, ...] | tuple[Adapter, ...]:
+        """The changes: deltas of a weight edit, adapters of an adapter edit."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the changed parameters, or of the weights of the adapted modules."""
+        return tuple(dict.fromkeys(p.parameter for p in self.pieces))
 
     @property
     def id(self) -> str:
@@ -137,19 +163,14 @@ class WeightEdit:
         return self._digest()[:16]
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the changed parameters."""
-        return tuple(dict.fromkeys(d.parameter for d in self.deltas))
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
         keys = sum(k.numel() * k.element_size() for k in self.keys.values())
-        return sum(d.nbytes for d in self.deltas) + keys
+        return sum(p.nbytes for p in self.pieces) + keys
 
     def is_finite(self) -> bool:
-        """True if no delta holds NaN or Inf."""
-        return all(d.is_finite() for d in self.deltas)
+        """True if no piece holds NaN or Inf."""
+        return all(p.is_finite() for p in self.pieces)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, atomically.
@@ -197,11 +218,62 @@ class WeightEdit:
         )
 
 
-#: Anything that can stand on a view's stack.
-Edit = WeightEdit
+@dataclass(frozen=True, repr=False)
+class WeightEdit(Edit):
+    """What an editor computed: changes of weights plus everything needed to explain them.
+
+    Args:
+        deltas: one per changed parameter, applied in order.
+        requests: the facts that were written.
+        editor: name of the editor.
+        config: the editor's fields, JSON-ready; rebuilds the editor.
+        base: fingerprint of the pristine model the edit belongs to.
+        parents: ids of the edits that were on the stack when this one was computed.
+        keys: parameter name → ``d_mlp n`` keys that were written, for accumulating editors.
+        report: tables of the computation as lists of records (target optimization, closure, tau).
+        meta: versions, seed, seconds, model name.
+    """
+
+    deltas: tuple[Delta, ...]
+    requests: tuple[EditRequest, ...]
+    editor: str
+    config: Mapping[str, Any]
+    base: str
+    parents: tuple[str, ...] = ()
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> tuple[Delta, ...]:
+        return self.deltas
 
 
-def load_edit(path: str | os.PathLike[str]) -> WeightEdit:
+@dataclass(frozen=True, repr=False)
+class AdapterEdit(Edit):
+    """What an editor put beside the weights, which stay as they are.
+
+    Args:
+        adapters: one per adapted module.
+        requests, editor, config, base, parents, keys, report, meta: as in :class:`WeightEdit`.
+    """
+
+    adapters: tuple[Adapter, ...]
+    requests: tuple[EditRequest, ...]
+    editor: str
+    config: Mapping[str, Any]
+    base: str
+    parents: tuple[str, ...] = ()
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> tuple[Adapter, ...]:
+        return self.adapters
+
+
+def load_edit(path: str | os.PathLike[str]) -> Edit:
     """Read an edit that :meth:`WeightEdit.save` wrote; its checksum is verified.
 
     Raises:
@@ -223,41 +295,16 @@ def load_edit(path: str | os.PathLike[str]) -> WeightEdit:
         raise DataError(f"{path} is damaged ({err!r}): get the file again.") from err
 
 
-def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
-    """Write bytes beside ``path`` and move them into place; all or nothing.
-
-    Raises:
-        StorageError: naming the path and the reason; the old file, if any, is intact.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as handle:
-            handle.write(payload)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    except OSError as err:
-        raise StorageError(
-            f"could not write {path}: {err.strerror or err}. Free some space or choose another "
-            "folder; nothing was changed."
-        ) from err
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
-
-
 def _own(t: Tensor) -> Tensor:
     return t.detach().to("cpu").contiguous().clone()
 
 
-def _core(edit: WeightEdit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _core(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What identifies an edit: its tensors and the manifest without report and meta."""
     tensors: dict[str, Tensor] = {}
-    for i, delta in enumerate(edit.deltas):
-        tensors |= {f"delta.{i}.{name}": t for name, t in delta.tensors.items()}
+    pieces: tuple[Delta | Adapter, ...] = edit.pieces
+    for i, piece in enumerate(pieces):
+        tensors |= {f"delta.{i}.{name}": t for name, t in piece.tensors.items()}
     names = list(edit.keys)
     tensors |= {f"keys.{i}": _own(edit.keys[n]) for i, n in enumerate(names)}
     manifest: dict[str, Any] = {
@@ -267,29 +314,36 @@ def _core(edit: WeightEdit) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "base": edit.base,
         "parents": list(edit.parents),
         "requests": [r.as_dict() for r in edit.requests],
-        "deltas": [[d.parameter, d.form, list(d.shape)] for d in edit.deltas],
+        "deltas": [
+            [d.parameter, d.form, list(d.shape)] for d in edit.pieces if isinstance(d, Delta)
+        ],
         "keys": names,
     }
+    if isinstance(edit, AdapterEdit):
+        manifest["adapters"] = [[a.parameter, a.kind, dict(a.options)] for a in edit.adapters]
     return tensors, manifest
 
 
-def _unpack(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> WeightEdit:
-    deltas = []
-    for i, (parameter, form, shape) in enumerate(manifest["deltas"]):
+def _unpack(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Edit:
+    def stored(i: int) -> dict[str, Tensor]:
         prefix = f"delta.{i}."
-        pieces = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        deltas.append(Delta(parameter, form, tuple(shape), pieces))
-    return WeightEdit(
-        deltas=tuple(deltas),
-        requests=tuple(EditRequest(**r) for r in manifest["requests"]),
-        editor=manifest["editor"],
-        config=manifest["config"],
-        base=manifest["base"],
-        parents=tuple(manifest["parents"]),
-        keys={name: tensors[f"keys.{i}"] for i, name in enumerate(manifest["keys"])},
-        report=manifest["report"],
-        meta=manifest["meta"],
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    common: dict[str, Any] = {
+        "requests": tuple(EditRequest(**r) for r in manifest["requests"]),
+        "parents": tuple(manifest["parents"]),
+        "keys": {name: tensors[f"keys.{i}"] for i, name in enumerate(manifest["keys"])},
+        **{k: manifest[k] for k in ("editor", "config", "base", "report", "meta")},
+    }
+    if "adapters" in manifest:
+        rows = enumerate(manifest["adapters"])
+        adapters = (Adapter(name, kind, stored(i), options) for i, (name, kind, options) in rows)
+        return AdapterEdit(adapters=tuple(adapters), **common)
+    deltas = (
+        Delta(parameter, form, tuple(shape), stored(i))
+        for i, (parameter, form, shape) in enumerate(manifest["deltas"])
     )
+    return WeightEdit(deltas=tuple(deltas), **common)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

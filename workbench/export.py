@@ -16,8 +16,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from workbench.atomic import write_atomically
 from workbench.capabilities import get_module
-from workbench.edits import Delta, Edit, write_atomically
+from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import EditMismatchError, OptionError
 from workbench.model import ModelView
 
@@ -34,8 +35,8 @@ def export_peft(edit: Edit | Sequence[Edit], view: ModelView, path: str | os.Pat
 
     Raises:
         EditMismatchError: if an edit belongs to another base model.
-        OptionError: for a dense or sparse change, or one of a parameter that is no weight of a
-            linear module.
+        OptionError: for an adapter edit, a dense or sparse change, or one of a parameter that is no
+            weight of a linear module.
 
     Example:
         >>> wb.export_peft(edit, view, "adapter/")  # doctest: +SKIP
@@ -47,6 +48,11 @@ def export_peft(edit: Edit | Sequence[Edit], view: ModelView, path: str | os.Pat
             raise EditMismatchError(
                 f"edit {one.id} was made for the base model {one.base}, this is "
                 f"{view.fingerprint} ({view.name})."
+            )
+        if not isinstance(one, WeightEdit):
+            raise OptionError(
+                f"edit {one.id} stands beside the weights ({one.editor}): PEFT adapters cannot "
+                "hold its gate. Save it with edit.save."
             )
         for delta in one.deltas:
             by_module.setdefault(_module_path(delta), []).append(delta)

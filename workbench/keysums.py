@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from workbench.edits import write_atomically
+from workbench.atomic import write_atomically
 from workbench.errors import NumericalError
 from workbench.layouts import DECODER
 from workbench.model import ModelView

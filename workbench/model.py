@@ -12,16 +12,18 @@ import importlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from workbench.adapters import Gates, HookLayer
+from workbench.beside import Beside
 from workbench.capabilities import Capabilities, get_module, orient
-from workbench.edits import Edit
+from workbench.edits import AdapterEdit, Edit, WeightEdit
 from workbench.errors import BusyError, EditMismatchError, OptionError
 from workbench.fingerprint import fingerprint_model
 from workbench.layouts import Layout
@@ -73,6 +75,7 @@ class ModelView:
         self.n_layers = len(get_module(model, layout.blocks))  # type: ignore[arg-type]
         self.d_model, self.d_mlp = self.weight(0).shape
         self._weights = Weights(model)
+        self._beside = Beside(model, layout, self.n_layers)
         self._state = State()
         self._snapshots: dict[int, State] = {}
         self._lock = threading.RLock()
@@ -146,6 +149,23 @@ class ModelView:
     def stack(self) -> tuple[Edit, ...]:
         """The edits the model holds, oldest first."""
         return self._state.stack
+
+    @property
+    def adapters(self) -> Mapping[int, HookLayer]:
+        """Layer → what the stack put beside its edited matrix."""
+        return self._state.adapters
+
+    def reading(
+        self, lengths: Tensor | None = None, *, gates: dict[int, Gates] | None = None
+    ) -> AbstractContextManager[None]:
+        """For adapters: how long the prompts of the forward passes inside the block are.
+
+        Args:
+            lengths: ``[rows]`` tokens of the prompt, after which something else follows; None if
+                every token belongs to the prompt.
+            gates: filled with what each layer's gate did in the newest pass.
+        """
+        return self._beside.reading(lengths, gates)
 
     def push(self, edit: Edit) -> None:
         """Put an edit on the stack and into the weights.
@@ -257,6 +277,16 @@ class ModelView:
         with self.writing("at"), self._showing(self._at(n)):
             yield self
 
+    @contextmanager
+    def as_if(self, *edits: Edit) -> Iterator[ModelView]:
+        """The view as if its stack were these edits, for the length of the block."""
+        with self.writing("as_if"):
+            state = State()
+            for edit in edits:
+                state = self._after(state, edit)
+            with self._showing(state):
+                yield self
+
     def pristine(self) -> Any:
         """The unedited model, for the length of a ``with`` block; same as ``at(0)``."""
         return self.at(0)
@@ -293,7 +323,16 @@ class ModelView:
         self._busy = what
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Save the edited model and its tokenizer as plain transformers files."""
+        """Save the edited model and its tokenizer as plain transformers files.
+
+        Raises:
+            OptionError: if adapters stand on the stack; plain files cannot hold them.
+        """
+        if self.adapters:
+            raise OptionError(
+                f"layers {sorted(self.adapters)} have hook layers, which plain model files cannot "
+                "hold: save the edits (edit.save) instead, or pop them first."
+            )
         self.model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
@@ -315,6 +354,13 @@ class ModelView:
             )
         if any(e.editor == edit.editor and e.requests == edit.requests for e in self.stack):
             yield f"the same request was already written by {edit.editor}; this stacks it again."
+        if isinstance(edit, WeightEdit) and self.adapters:
+            names = [self.weight_name(x) for x in range(max(self.adapters) + 1)]
+            if any(name in edit.parameters for name in names):
+                yield (
+                    "hook layers above were computed without this edit: see view.check() for "
+                    "those that no longer open."
+                )
 
     def _after(self, state: State, edit: Edit) -> State:
         """The state one edit later; computes out of place and installs nothing."""
@@ -323,6 +369,9 @@ class ModelView:
                 f"edit {edit.id} was made for the base model {edit.base}, this is "
                 f"{self.fingerprint} ({self.name}): load the model it was made for."
             )
+        if isinstance(edit, AdapterEdit):
+            return self._beside.after(state, edit)
+        assert isinstance(edit, WeightEdit)
         return self._weights.after(state, edit)
 
     def _at(self, n: int) -> State:
@@ -352,9 +401,11 @@ class ModelView:
         touched = {*before.live, *state.live}
         try:
             self._weights.put(touched, state.live)
+            self._beside.put(state.adapters)
             self._state = state
         except BaseException:
             self._weights.put(touched, before.live)
+            self._beside.put(before.adapters)
             self._state = before
             raise
         self._prune(len(state.stack))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.edits import write_atomically
+from workbench.atomic import write_atomically
 from workbench.errors import DataError, OptionError, WorkbenchError, did_you_mean
 
 __all__ = ["parse_parameters", "run_notebook"]

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from workbench.capabilities import get_module, readout, tensor_of
+from workbench.errors import UnsupportedEditorError
 from workbench.model import ModelView
-from workbench.tokens import Encoded, pad_right
+from workbench.tokens import Encoded, pad_right, pad_token
 from workbench.trace import hidden_of
 
 __all__ = ["Blocks", "Replay", "capture_blocks", "run_rows"]
@@ -80,6 +81,12 @@ def capture_blocks(view: ModelView, rows: Sequence[Sequence[int]], start: int, s
         stop: one past the last block to keep.
     """
     inputs, mask = _inputs(view, rows)
+    inside = [x for x in view.adapters if start <= x < stop]
+    if inside:
+        raise UnsupportedEditorError(
+            f"blocks {inside} have hook layers, which cannot be run block by block: take them off "
+            "the stack, or edit other layers."
+        )
     with torch.no_grad():
         hidden, calls = _record(view, inputs, range(start, stop))
     return Blocks(view, start, hidden, mask, calls)
@@ -130,6 +137,36 @@ class Replay:
         self._past = {
             layer: _first(_held(cache, layer), width) for layer in range(start, view.n_layers)
         }
+        if view.adapters:
+            self._read_whole(rows, width)
+
+    def _read_whole(self, rows: Sequence[Encoded], width: int) -> None:
+        """States of one pass over whole rows: adapters judge a prompt as a whole."""
+        view, above = self.view, range(self.start, self.view.n_layers)
+        if max(view.adapters) >= self.start:
+            raise UnsupportedEditorError(
+                f"block {max(view.adapters)} has a hook layer, and states above block "
+                f"{self.start - 1} are needed without running whole prompts: take the hook layers "
+                "off the stack, or edit a layer at or above them."
+            )
+        ids, mask = pad_right([r.ids for r in rows], pad_token(view), device=view.device)
+        cache = DynamicCache()
+        entered: dict[int, Any] = {}
+        base = get_module(view.model, view.layout.base)
+        assert base is not None
+        lengths = torch.tensor([r.target_start for r in rows])
+        with torch.no_grad(), view.reading(lengths), _watching(view, above, entered, stop=False):
+            base(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+        hidden = hidden_of(*entered[self.start])
+        pivots = torch.tensor(self.pivots)
+        columns = pivots[:, None] + torch.arange(self.mask.shape[1])
+        columns = columns.clamp_max(ids.shape[1] - 1).to(hidden.device)
+        index = columns[..., None].expand(*columns.shape, hidden.shape[-1])
+        self.hidden = hidden.gather(1, index).detach()
+        source = torch.arange(width)[None] - (width - pivots)[:, None]
+        for layer in above:
+            parts = (_shift(part, source, source >= 0) for part in _held(cache, layer))
+            self._past[layer] = tuple(parts)  # type: ignore[assignment]
 
     @property
     def n_rows(self) -> int:
@@ -169,7 +206,7 @@ class Replay:
 
 
 def _inputs(view: ModelView, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Tensor]:
-    ids, mask = pad_right(rows, device=view.device)
+    ids, mask = pad_right(rows, pad_token(view), device=view.device)
     return {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}, mask
 
 
@@ -190,11 +227,13 @@ def _record(
 
 
 @contextmanager
-def _watching(view: ModelView, layers: range, entered: dict[int, Any]) -> Iterator[None]:
+def _watching(
+    view: ModelView, layers: range, entered: dict[int, Any], *, stop: bool = True
+) -> Iterator[None]:
     def watch(layer: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered[layer] = (args, dict(kwargs))
-            if layer == layers[-1]:
+            if stop and layer == layers[-1]:
                 raise _Stop
 
         return view.block(layer).register_forward_pre_hook(hook, with_kwargs=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.edits import write_atomically
+from workbench.atomic import write_atomically
 from workbench.plots.shown import alt_text
 from workbench.plots.theme import plotly, template
 

@@ -25,8 +25,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from workbench import places
+from workbench.atomic import write_atomically
 from workbench.corpora import Corpus, open_corpus
-from workbench.edits import write_atomically
 from workbench.errors import DataError, OptionError, StatisticsError, StorageError
 from workbench.fingerprint import fingerprint_of
 from workbench.keysums import KeySums, Plan, collect, pack, plan_batches, unpack

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -151,6 +152,15 @@ def pad_right(
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = True
     return ids.to(device), mask.to(device)
+
+
+def pad_token(view: Any) -> int:
+    """Id for padding; what it is does not matter behind an attention mask."""
+    tokenizer = view.tokenizer
+    for found in (tokenizer.pad_token_id, view.model.config.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
 
 
 def _locate(item: Item, ids: list[int], spans: list[tuple[int, int]]) -> Encoded:

@@ -8,14 +8,15 @@ again, and going from one state to another swaps references.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workbench.capabilities import get_module
-from workbench.edits import Delta, Edit
+from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import EditMismatchError, NumericalError
 
 __all__ = ["State", "Weights", "spacing"]
@@ -23,11 +24,18 @@ __all__ = ["State", "Weights", "spacing"]
 
 @dataclass(frozen=True)
 class State:
-    """Stack plus references to the tensors it produced; nothing in it is ever written again."""
+    """Stack plus references to the tensors it produced; nothing in it is ever written again.
+
+    Attributes:
+        stack: the edits, oldest first.
+        masters, live: parameter name → exact values, and as the model holds them.
+        adapters: layer → what stands beside its edited matrix.
+    """
 
     stack: tuple[Edit, ...] = ()
     masters: Mapping[str, Tensor] = field(default_factory=dict)
     live: Mapping[str, Tensor] = field(default_factory=dict)
+    adapters: Mapping[int, Any] = field(default_factory=dict)
 
 
 class Weights:
@@ -55,7 +63,7 @@ class Weights:
         data = self.parameters[parameter].data
         return data.T if self._is_transposed(parameter) else data
 
-    def check(self, edit: Edit) -> None:
+    def check(self, edit: WeightEdit) -> None:
         """Refuse an edit whose changes do not fit these parameters.
 
         Raises:
@@ -74,7 +82,7 @@ class Weights:
         if not edit.is_finite():
             raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
 
-    def after(self, state: State, edit: Edit) -> State:
+    def after(self, state: State, edit: WeightEdit) -> State:
         """The state one edit later; computes out of place and changes nothing.
 
         Raises:
@@ -94,7 +102,7 @@ class Weights:
                     "nothing was changed. Use a smaller step, or load the model in float32."
                 )
             masters[name], live[name] = new, cast
-        return State((*state.stack, edit), masters, live)
+        return replace(state, stack=(*state.stack, edit), masters=masters, live=live)
 
     def put(self, names: Iterable[str], live: Mapping[str, Tensor]) -> None:
         """Let parameters hold the tensors of a state, or their originals where it has none."""

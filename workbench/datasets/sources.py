@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.edits import write_atomically
+from workbench.atomic import write_atomically
 from workbench.errors import FetchError, OptionError, StorageError, did_you_mean
 from workbench.places import cache_dir
 from workbench.progress import Bar

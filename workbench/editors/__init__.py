@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from workbench.editors.base import Editor
 from workbench.editors.finetune import FT, FTL, FTW
-from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, prune
+from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
 from workbench.edits import Edit
 from workbench.errors import OptionError, did_you_mean
 
@@ -21,6 +21,7 @@ __all__ = [
     "NSE",
     "ROME",
     "AlphaEdit",
+    "CoachHook",
     "Editor",
     "find_editor",
     "prune",
@@ -28,7 +29,7 @@ __all__ = [
 
 #: name → editor class
 EDITORS: dict[str, type[Editor]] = {
-    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit)
+    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit, CoachHook)
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 import torch
 
 from workbench.citations import CITATIONS
-from workbench.edits import Delta, Edit, WeightEdit
+from workbench.edits import Adapter, AdapterEdit, Delta, Edit, WeightEdit
 from workbench.errors import (
     NumericalError,
     OptionError,
@@ -112,20 +112,26 @@ class Editor(ABC):
         self,
         view: ModelView,
         batch: Sequence[EditRequest],
-        deltas: Sequence[Delta],
+        pieces: Sequence[Delta] | Sequence[Adapter],
         extra: Mapping[str, Any],
         seconds: float,
     ) -> Edit:
-        edit = WeightEdit(
-            deltas=tuple(deltas),
-            requests=tuple(batch),
-            editor=type(self).__name__,
-            config=self.config(),
-            base=view.fingerprint,
-            parents=tuple(e.id for e in view.stack),
-            keys={k: v.detach().cpu() for k, v in extra.get("keys", {}).items()},
-            report=extra.get("report", {}),
-            meta={"model": view.name, "seconds": seconds} | _versions(),
+        common: dict[str, Any] = {
+            "requests": tuple(batch),
+            "editor": type(self).__name__,
+            "config": self.config(),
+            "base": view.fingerprint,
+            "parents": tuple(e.id for e in view.stack),
+            "keys": {k: v.detach().cpu() for k, v in extra.get("keys", {}).items()},
+            "report": extra.get("report", {}),
+            "meta": {"model": view.name, "seconds": seconds} | _versions(),
+        }
+        adapters = tuple(p for p in pieces if isinstance(p, Adapter))
+        deltas = tuple(p for p in pieces if isinstance(p, Delta))
+        edit: Edit = (
+            AdapterEdit(adapters=adapters, **common)
+            if adapters
+            else WeightEdit(deltas=deltas, **common)
         )
         if not edit.is_finite():
             raise NumericalError(

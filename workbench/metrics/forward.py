@@ -19,10 +19,10 @@ from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.metrics.plan import Plan, TokenRow
 from workbench.model import ModelView
 from workbench.progress import Bar
-from workbench.tokens import pad_right
+from workbench.tokens import pad_right, pad_token
 from workbench.trace import Site, trace
 
-__all__ = ["Reading", "pad_token", "run"]
+__all__ = ["Reading", "run"]
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = {"cpu": 2048, "other": 32_768}
@@ -83,15 +83,6 @@ def batches(rows: list[TokenRow], batch_tokens: int) -> Iterator[tuple[int, int]
         begin = end
 
 
-def pad_token(view: ModelView) -> int:
-    """Id for padding; what it is does not matter behind an attention mask."""
-    tokenizer = view.tokenizer
-    for found in (tokenizer.pad_token_id, view.model.config.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(found, int) and found >= 0:
-            return found
-    return 0
-
-
 def _readings(
     view: ModelView, rows: list[TokenRow], spots: Tensor, start: int
 ) -> Iterator[Reading]:
@@ -111,9 +102,14 @@ def _readings(
 def _last_residual(view: ModelView, rows: list[TokenRow]) -> Tensor:
     ids, mask = pad_right([row[0] for row in rows], pad_token(view), device=view.device)
     site = Site(view.n_layers - 1, "residual")
-    with trace(view, [site], stop=True) as seen:
+    with view.reading(_prompt_lengths(rows)), trace(view, [site], stop=True) as seen:
         view.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
     return seen[site]
+
+
+def _prompt_lengths(rows: list[TokenRow]) -> Tensor | None:
+    """Where rows say how much of them is prompt (views with adapters)."""
+    return torch.tensor([row[1][0] for row in rows]) if len(rows[0]) > 1 else None
 
 
 def _logits(view: ModelView, rows: list[TokenRow]) -> Tensor:
@@ -124,7 +120,8 @@ def _logits(view: ModelView, rows: list[TokenRow]) -> Tensor:
     if view.kind == ENCODER_CLASSIFIER:
         return view.model(**inputs).logits[:, None]
     if view.kind == DECODER:
-        return view.model(**inputs, use_cache=False).logits
+        with view.reading(_prompt_lengths(rows)):
+            return view.model(**inputs, use_cache=False).logits
     labels, _ = pad_right([row[1] for row in rows], pad, device=view.device)
     model: Any = view.model  # transformers types this method as a tensor
     shifted = model.prepare_decoder_input_ids_from_labels(labels)

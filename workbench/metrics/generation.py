@@ -19,11 +19,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from workbench.errors import OptionError
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER
-from workbench.metrics.forward import pad_token, run
+from workbench.metrics.forward import run
 from workbench.metrics.plan import make_plan, plan_prompts
 from workbench.model import ModelView
 from workbench.progress import Bar
-from workbench.tokens import Item, context_length, encode, pad_right
+from workbench.tokens import Item, context_length, encode, pad_right, pad_token
 
 __all__ = ["add_generation", "generate_text", "next_tokens"]
 

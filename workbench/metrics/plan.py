@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.edits import WeightEdit
 from workbench.errors import RequestError, did_you_mean
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.model import ModelView
@@ -25,6 +24,7 @@ __all__ = ["Pair", "Plan", "Query", "assemble", "make_plan", "plan_prompts"]
 #: A prompt and a completion.
 Pair = tuple[str, str]
 #: Token ids fed to the model: (decoder ids,), (encoder ids,) or (encoder ids, decoder labels).
+#: Beside an adapter (decoder ids, (length of the prompt,)): its gate is decided by the prompt.
 TokenRow = tuple[tuple[int, ...], ...]
 
 
@@ -84,7 +84,12 @@ def plan_prompts(view: ModelView, prompts: Sequence[str]) -> Plan:
     if view.kind == DECODER:
         length = context_length(view.model.config)
         rows = encode(view.tokenizer, [Item(p) for p in prompts], max_length=length)
-        return assemble([Query((row.ids,), (len(row.ids) - 1,), (0,)) for row in rows])
+        return assemble(
+            [
+                Query(_decoder_row(view, row.ids, len(row.ids)), (len(row.ids) - 1,), (0,))
+                for row in rows
+            ]
+        )
     if view.kind == ENCODER_CLASSIFIER:
         return make_plan(view, [(p, view.labels[0]) for p in prompts])
     queries = _seq2seq_queries(view, [(p, "a") for p in prompts])
@@ -125,16 +130,24 @@ def _size(row: TokenRow) -> int:
 
 def _is_causal(view: ModelView) -> bool:
     """Adapters may look at a whole row (gates, key positions); then each row is run as it is."""
-    return all(isinstance(edit, WeightEdit) for edit in view.stack)
+    return not view.adapters
 
 
 def _decoder_queries(view: ModelView, pairs: Sequence[Pair]) -> list[Query]:
     items = [Item(prompt, completion) for prompt, completion in pairs]
     rows = encode(view.tokenizer, items, max_length=context_length(view.model.config))
     return [
-        Query((r.ids[:-1],), tuple(range(r.target_start - 1, len(r.ids) - 1)), r.target_ids)
+        Query(
+            _decoder_row(view, r.ids[:-1], r.target_start),
+            tuple(range(r.target_start - 1, len(r.ids) - 1)),
+            r.target_ids,
+        )
         for r in rows
     ]
+
+
+def _decoder_row(view: ModelView, ids: tuple[int, ...], prompt: int) -> TokenRow:
+    return (ids, (prompt,)) if view.adapters else (ids,)
 
 
 def _class_queries(view: ModelView, pairs: Sequence[Pair]) -> list[Query]:

@@ -23,7 +23,7 @@ from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import track
 from workbench.replay import Blocks, capture_blocks, run_rows
-from workbench.tokens import context_length, encode_request
+from workbench.tokens import Encoded, context_length, encode_request
 from workbench.trace import Site, trace
 
 __all__ = ["LayerWrite", "Sweep", "insertion_sweep", "subject_activations"]
@@ -58,17 +58,21 @@ class LayerWrite:
 
 
 def subject_rows(
-    view: ModelView, requests: Sequence[EditRequest], contexts: Contexts
-) -> list[tuple[int, ...]]:
-    """Token rows up to the subject's last token, request by request, context by context."""
+    view: ModelView, requests: Sequence[EditRequest], contexts: Contexts, *, whole: bool = False
+) -> list[Encoded]:
+    """Token rows up to the subject's last token (or whole), request by request.
+
+    Whole prompts are needed where adapters judge a token by the rest of its prompt.
+    """
     limit = context_length(view.model.config)
     rows = []
     for request in requests:
-        for enc in encode_request(
+        rows += encode_request(
             view.tokenizer, request, contexts.templates, with_target=False, max_length=limit
-        ):
-            rows.append(enc.ids[: enc.pivot + 1])
-    return rows
+        )
+    if whole or view.adapters:
+        return rows
+    return [Encoded(r.ids[: r.pivot + 1], r.pivot, r.pivot + 1) for r in rows]
 
 
 @torch.no_grad()
@@ -81,8 +85,8 @@ def subject_activations(
     for part in _chunked(rows, len(contexts.templates)):
         sites = [Site(layer, "key"), Site(layer, "value")]
         with trace(view, sites, stop=True) as seen:
-            run_rows(view, part)
-        last = torch.tensor([len(r) - 1 for r in part])
+            run_rows(view, [r.ids for r in part])
+        last = torch.tensor([r.pivot for r in part])
         keys.append(_at(seen[sites[0]], last))
         values.append(_at(seen[sites[1]], last))
     split = "(n templates) d -> n templates d"
@@ -131,6 +135,7 @@ class Sweep:
         requests: ``n`` requests.
         contexts: templates and weights of the keys.
         layers: edited layers.
+        whole: whether rows are whole prompts rather than end at the subject.
     """
 
     def __init__(
@@ -139,15 +144,18 @@ class Sweep:
         requests: Sequence[EditRequest],
         contexts: Contexts,
         layers: Sequence[int],
+        *,
+        whole: bool = False,
     ) -> None:
         self.view, self.layers = view, tuple(sorted(layers))
         self.each = len(contexts.templates)
-        rows = subject_rows(view, requests, contexts)
+        rows = subject_rows(view, requests, contexts, whole=whole)
         parts = _chunked(rows, self.each)
         self.weights = contexts.tensor(torch.zeros((), dtype=torch.float64))
-        self._ends = [torch.tensor([len(r) - 1 for r in part]) for part in parts]
+        self._ends = [torch.tensor([r.pivot for r in part]) for part in parts]
         first, last = self.layers[0], self.layers[-1]
-        self._blocks = [capture_blocks(view, part, first, last + 1) for part in parts]
+        ids = [[r.ids for r in part] for part in parts]
+        self._blocks = [capture_blocks(view, part, first, last + 1) for part in ids]
         self._begin()
 
     def take(self, requests: Sequence[int]) -> Sweep:
@@ -264,6 +272,32 @@ class Sweep:
             self._hidden[i] = (h.to(wide) + step.to(h.device)).to(h.dtype)
 
     @torch.no_grad()
+    def replace(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Add something else to the output of the block just run.
+
+        Args:
+            change: from the edited matrix's input ``[rows, pos, d_mlp]`` and the mask of real
+                tokens ``[rows, pos]`` to what is added, ``[rows, pos, d_model]``.
+        """
+        for i, keys in enumerate(self._keys):
+            h = self._hidden[i]
+            step = change(keys, self._blocks[i].mask.to(keys.device))
+            self._hidden[i] = (h.to(step.dtype) + step.to(h.device)).to(h.dtype)
+
+    @torch.no_grad()
+    def subject_columns(self, values: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A number of every token, ``[rows, pos]``, picked at the subjects: ``[rows]``.
+
+        Args:
+            values: as in :meth:`replace`, returning one number a token.
+        """
+        found = []
+        for keys, block, ends in zip(self._keys, self._blocks, self._ends, strict=True):
+            value = values(keys, block.mask.to(keys.device))
+            found.append(value.gather(1, ends.to(value.device)[:, None])[:, 0])
+        return torch.cat(found)
+
+    @torch.no_grad()
     def keys(self) -> dict[int, Float[Tensor, "d_mlp n"]]:
         """Averaged keys of every edited layer on the weights as they are now."""
         self.restart()
@@ -288,12 +322,12 @@ def _at(x: Tensor, columns: Tensor) -> Tensor:
     return x[rows, columns.to(x.device)].to(torch.float64)
 
 
-def _chunked(rows: list[tuple[int, ...]], each: int) -> list[list[tuple[int, ...]]]:
+def _chunked(rows: list[Encoded], each: int) -> list[list[Encoded]]:
     """Consecutive rows of whole requests within the token budget."""
-    parts: list[list[tuple[int, ...]]] = [[]]
+    parts: list[list[Encoded]] = [[]]
     for i in range(0, len(rows), each):
         group = rows[i : i + each]
-        width = max(len(r) for r in [*parts[-1], *group])
+        width = max(len(r.ids) for r in [*parts[-1], *group])
         if parts[-1] and (len(parts[-1]) + each) * width > CHUNK_TOKENS:
             parts.append([])
         parts[-1] += group

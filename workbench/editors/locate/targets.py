@@ -24,7 +24,7 @@ from workbench.errors import NumericalError
 from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import Bar
-from workbench.replay import Replay
+from workbench.replay import Replay, run_rows
 from workbench.tokens import Encoded, Item, context_length, encode, encode_request
 from workbench.trace import Site, frozen, trace
 
@@ -111,7 +111,9 @@ def optimize_targets(
     updates = [0] * n
     records: list[dict[str, Any]] = []
     with Bar("targets", n) as bar, frozen(view.model):
-        for chunk in _chunks(rows):
+        # gates that look at padding depend on what runs together: one edit, as released
+        alone = any(hook.gate == "reference" for hook in view.adapters.values())
+        for chunk in _chunks(rows, alone=alone):
             found = _Chunk(view, chunk, layer, part, options).optimize()
             for i, row in enumerate(chunk):
                 z[row.index], h0[row.index] = found.z[i].cpu(), found.h0[i].cpu()
@@ -143,8 +145,9 @@ class _Rows:
         anchor = encode(view.tokenizer, [item], max_length=whole)[0]
         end = anchor.pivot if options.kl_position == "subject_last" else len(anchor.ids) - 1
         self.anchor_column = end - anchor.pivot
-        self.inputs = [Encoded(p.ids[:-1], p.pivot, len(p.ids) - 1) for p in prompts]
-        self.inputs.append(Encoded(anchor.ids[: end + 1], anchor.pivot, end + 1))
+        self.inputs = [Encoded(p.ids[:-1], p.pivot, p.target_start) for p in prompts]
+        stop = len(anchor.ids) if view.adapters else end + 1  # gates judge whole prompts
+        self.inputs.append(Encoded(anchor.ids[:stop], anchor.pivot, stop))
         self.labels = [p.target_ids for p in prompts]
         self.columns = [p.target_start - 1 - p.pivot for p in prompts]
         self.width = max(len(r.ids) - r.pivot for r in self.inputs)
@@ -156,11 +159,12 @@ class _Rows:
         return len(self.inputs) * self.width
 
 
-def _chunks(rows: list[_Rows]) -> Iterator[list[_Rows]]:
+def _chunks(rows: list[_Rows], *, alone: bool) -> Iterator[list[_Rows]]:
     chunk: list[_Rows] = []
     for row in rows:
         width = max([row.width, *(r.width for r in chunk)])
-        if chunk and (len(chunk) + 1) * len(row.inputs) * width > CHUNK_TOKENS:
+        full = (len(chunk) + 1) * len(row.inputs) * width > CHUNK_TOKENS
+        if chunk and (full or alone):
             yield chunk
             chunk = []
         chunk.append(row)
@@ -228,7 +232,10 @@ class _Chunk:
                     self.replay.run(self.replay.hidden)
         n_rows = len(chunk[0].inputs)
         self.dtype = torch.promote_types(view.dtype, torch.float32)
-        self.h0 = seen[Site(layer, part)][::n_rows, 0].detach().to(self.dtype)
+        first = seen[Site(layer, part)][::n_rows, 0]
+        if view.adapters:
+            first = _whole(view, rows, Site(layer, part))[::n_rows]
+        self.h0 = first.detach().to(self.dtype)
         self.device = self.h0.device
         self.rows_each = n_rows
 
@@ -350,6 +357,16 @@ class _Chunk:
             row["request"] = self.chunk[int(row["request"])].index
             row["step"] = int(row["step"])
         return rows
+
+
+@torch.no_grad()
+def _whole(view: ModelView, rows: Sequence[Encoded], site: Site) -> Tensor:
+    """An activation at the pivots, from whole prompts, ``[rows, d]``."""
+    lengths = torch.tensor([r.target_start for r in rows])
+    with view.reading(lengths), trace(view, [site], stop=True) as seen:
+        run_rows(view, [r.ids for r in rows])
+    pivots = torch.tensor([r.pivot for r in rows], device=seen[site].device)
+    return seen[site][torch.arange(len(rows), device=pivots.device), pivots]
 
 
 class _Adam:

@@ -1,0 +1,153 @@
+"""What stands beside the weights of one model: hooks that run adapters, and what they must know.
+
+An adapter sees a module's input and output, and the forward pass it belongs to: which columns are
+real tokens, which of them are the prompt, and what was decided earlier on the same cache. One hook
+on the model's trunk keeps that context; one hook a layer runs its adapter. Without adapters on the
+stack there is no hook at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from workbench.adapters import Context, Gates, HookLayer, build, prompt_mask
+from workbench.capabilities import get_module, orient, tensor_of, with_tensor
+from workbench.edits import AdapterEdit
+from workbench.errors import EditMismatchError, NumericalError, UnsupportedEditorError
+from workbench.layouts import Layout
+from workbench.weights import State
+
+__all__ = ["Beside"]
+
+#: layer → the function beside its edited matrix
+Adapters = Mapping[int, HookLayer]
+
+
+class Beside:
+    """Runs the adapters of a view.
+
+    Args:
+        model: the transformers model.
+        layout: its row of the table.
+        n_layers: number of blocks.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, n_layers: int) -> None:
+        self._trunk = get_module(model, layout.base)
+        paths = [layout.value_path(x) for x in range(n_layers)]
+        self._modules = [get_module(model, path) for path in paths]
+        self._layer_of = {f"{path}.weight": x for x, path in enumerate(paths)}
+        self._adapters: Adapters = {}
+        self._handles: dict[int | str, Any] = {}
+        self._now: Context | None = None
+        self._lengths: Tensor | None = None
+        self._seen: dict[int, Gates] | None = None
+        self._memories: WeakKeyDictionary[Any, dict[int, Tensor]] = WeakKeyDictionary()
+
+    def after(self, state: State, edit: AdapterEdit) -> State:
+        """The state one adapter edit later; changes nothing.
+
+        Raises:
+            EditMismatchError: if the model has no such module, or one of another shape.
+            NumericalError: if a piece holds NaN or Inf.
+        """
+        if not edit.is_finite():
+            raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
+        adapters = dict(state.adapters)
+        for adapter in edit.adapters:
+            layer = self._layer_of.get(adapter.parameter)
+            module = None if layer is None else self._modules[layer]
+            if layer is None or module is None:
+                raise EditMismatchError(f"the model has no module for {adapter.parameter!r}.")
+            weight = orient(module)
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            new = build(adapter, device=weight.device, dtype=dtype)
+            if (new.left.shape[0], new.right.shape[0]) != tuple(weight.shape):
+                raise EditMismatchError(
+                    f"edit {edit.id} adapts {adapter.parameter!r} of shape "
+                    f"{(new.left.shape[0], new.right.shape[0])}, this model's is "
+                    f"{tuple(weight.shape)}."
+                )
+            old = adapters.get(layer)
+            adapters[layer] = new if old is None else old.joined(new)
+        return replace(state, stack=(*state.stack, edit), adapters=adapters)
+
+    def put(self, adapters: Adapters) -> None:
+        """Run these adapters from now on, and no others."""
+        wanted: set[int | str] = {*adapters, *(["trunk", "end"] if adapters else [])}
+        for name in wanted - set(self._handles):
+            self._handles[name] = self._register(name)
+        self._adapters = adapters
+        for name in set(self._handles) - wanted:
+            self._handles[name].remove()
+            del self._handles[name]
+        self._memories.clear()  # what was decided in another state does not hold in this one
+
+    @contextmanager
+    def reading(self, lengths: Tensor | None, seen: dict[int, Gates] | None) -> Iterator[None]:
+        """Forward passes inside have prompts of these lengths; gates are noted in ``seen``."""
+        before = self._lengths, self._seen
+        try:
+            self._lengths, self._seen = lengths, seen
+            yield
+        finally:
+            self._lengths, self._seen = before
+
+    def _register(self, name: int | str) -> Any:
+        if isinstance(name, int):
+            module = self._modules[name]
+            assert module is not None
+            return module.register_forward_hook(self._runner(name))
+        assert self._trunk is not None
+        if name == "trunk":
+            return self._trunk.register_forward_pre_hook(self._enter, with_kwargs=True)
+        return self._trunk.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+
+    def _runner(self, layer: int) -> Any:
+        def run(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+            if self._now is None:
+                raise UnsupportedEditorError(
+                    f"block {layer} has a hook layer and was run alone: take the hook layers off "
+                    "the stack, or work on other layers."
+                )
+            shape = self._now.mask.shape
+            y = tensor_of(out)
+            x, full = (t.reshape(*shape, t.shape[-1]) for t in (args[0], y))
+            new = self._adapters[layer](layer, x, full, self._now)
+            return with_tensor(out, new.reshape(y.shape))
+
+        return run
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        if ids is None:
+            ids = kwargs["inputs_embeds"]
+        rows, pos = ids.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            mask = mask[:, -pos:].bool()
+        else:
+            mask = torch.ones(rows, pos, dtype=torch.bool, device=ids.device)
+        cache = kwargs.get("past_key_values")
+        continues = cache is not None and cache.get_seq_length() > 0
+        if continues:
+            memory = dict(self._memories.get(cache, {}))
+            prompt = torch.zeros_like(mask)
+        else:
+            memory, prompt = {}, prompt_mask(mask, self._lengths)
+        self._now = Context(mask, prompt, memory, continues, self._seen)
+
+    def _leave(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        now, self._now = self._now, None
+        cache = getattr(out, "past_key_values", None) or kwargs.get("past_key_values")
+        if now is not None and cache is not None:
+            self._memories[cache] = now.memory
