@@ -270,8 +270,9 @@ class ModelView:
         """
         if not self._lock.acquire(blocking=False):
             raise BusyError(f"busy: {self._busy or 'another thread is writing'}. Wait or stop it.")
-        outer, self._busy = self._busy, self._busy or what
+        outer = self._busy
         try:
+            self._busy = outer or what
             yield
         finally:
             self._busy = outer
@@ -361,13 +362,13 @@ class ModelView:
 
     @contextmanager
     def _showing(self, state: State) -> Iterator[None]:
-        before, snapshots = self._state, dict(self._snapshots)
-        self._showing_depth += 1
+        before, snapshots, depth = self._state, dict(self._snapshots), self._showing_depth
         try:
+            self._showing_depth = depth + 1
             self._install(state)
             yield
         finally:
-            self._showing_depth -= 1
+            self._showing_depth = depth
             try:
                 self._install(before)
             except BaseException:  # interrupted on the way back: the old state comes first

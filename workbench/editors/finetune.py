@@ -13,7 +13,6 @@ they are (R8), and decay pulls toward the original weight unless ``decay_to="zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -21,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.capabilities import readout
+from workbench.capabilities import hooks, readout
 from workbench.editors.base import Editor, storage_dtype
 from workbench.editors.presets import Preset, options_for
 from workbench.edits import Delta
@@ -98,7 +97,8 @@ class FT(Editor):
         }
         optimizer = torch.optim.Adam(changes.values(), lr=self.lr)
         history: list[float] = []
-        with Bar("fine-tuning", self.steps) as bar, frozen(view.model), _shifted(view, changes):
+        shifted = hooks(_shifted(view, changes))
+        with Bar("fine-tuning", self.steps) as bar, frozen(view.model), shifted:
             for _ in range(self.steps):
                 history.append(self._epoch(view, losses, changes, optimizer))
                 bar.step()
@@ -202,9 +202,8 @@ class FTW(FT):
         return self.decay * (change + origin)
 
 
-@contextmanager
-def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -> Iterator[None]:
-    """The model answers as if each weight were larger by its change."""
+def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -> Iterator[Any]:
+    """Hooks by which the model answers as if each weight were larger by its change."""
 
     def shift(change: Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -212,15 +211,10 @@ def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -
 
         return hook
 
-    handles = [
+    return (
         view.value_module(layer).register_forward_hook(shift(change))
         for layer, change in changes.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
 
 
 def _loss_function(
