@@ -75,6 +75,26 @@ def view(make_view) -> ModelView:
     return make_view("llama")
 
 
+# ---------------------------------------------------------------------- the lock
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_an_edit_is_recorded_before_the_view_is_let_go(
+    view: ModelView, monkeypatch: pytest.MonkeyPatch, each: bool
+) -> None:
+    busy: list[str] = []
+    finish = Editor._finish
+
+    def spy(self: Editor, *args: Any) -> Any:
+        busy.append(view._busy)
+        return finish(self, *args)
+
+    monkeypatch.setattr(Editor, "_finish", spy)
+    editor = make("ROME")
+    editor.edit_each(view, [BO, ANNA]) if each else editor.edit(view, BO)
+    assert busy == (["ROME: 2 single edits"] * 2 if each else ["ROME edit of 1 facts"])
+
+
 # ---------------------------------------------------------------------- requests
 
 

@@ -30,7 +30,7 @@ ACTIONS: dict[str, Callable[[ModelView], Any]] = {
     "trace": _trace,
     "FT": lambda v: wb.FT(layers=(1, 2), steps=2).edit(v, REQUEST),
     "ROME": lambda v: wb.ROME(
-        layers=(1,), templates=("{}",), corpus="identity", steps=2, inject="value"
+        layers=(v.n_layers - 1,), templates=("{}",), corpus="identity", steps=2
     ).edit(v, REQUEST),
 }
 
