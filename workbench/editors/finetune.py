@@ -47,7 +47,7 @@ class FT(Editor):
         layers: layers whose down projection is trained.
         steps: epochs over the batch.
         lr: Adam learning rate.
-        objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released).
+        objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released; decoders).
         stop_loss: a mini-batch below is skipped; training ends when an epoch's mean is below.
         mini_batch: requests of one Adam step.
         seed: unused by the computation, which is deterministic; kept with the record.
@@ -74,6 +74,11 @@ class FT(Editor):
             raise OptionError(
                 f"{name}: objective={self.objective!r} is unknown."
                 + did_you_mean(self.objective, OBJECTIVES)
+            )
+        if view.kind != DECODER and self.objective != "target_new":
+            raise OptionError(
+                f"{name}: objective={self.objective!r} reads the last token of a decoder's prompt, "
+                f"{view.name} is an {view.kind}: use objective='target_new'."
             )
         if view.kind == DECODER and not view.capabilities.readout:
             raise UnsupportedEditorError(
@@ -249,7 +254,7 @@ def _decoder_loss(
         for layer in range(start, view.n_layers):
             hidden = blocks.run(layer, hidden)
         logits = readout(view.model, view.layout, hidden[rows, columns])
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logp = _widened(logits).log_softmax(-1)
         nll = -logp.gather(1, label.to(logp.device)[:, None])[:, 0]
         return (nll * weight.to(nll)).sum()
 
@@ -263,7 +268,7 @@ def _classifier_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callab
     label = torch.tensor([view.labels.index(r.target_new) for r in requests], device=view.device)
 
     def loss() -> Tensor:
-        return nn.functional.cross_entropy(view.model(**inputs).logits.float(), label)
+        return nn.functional.cross_entropy(_widened(view.model(**inputs).logits), label)
 
     return loss
 
@@ -278,10 +283,14 @@ def _full_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callable[[],
 
     def loss() -> Tensor:
         out = view.model(input_ids=ids, attention_mask=mask.long(), labels=labels)
-        logp = out.logits.float().log_softmax(-1)
+        logp = _widened(out.logits).log_softmax(-1)
         return -(logp.gather(2, labels[..., None])[..., 0] * weight).sum()
 
     return loss
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _down(layer: int, **options: Any) -> dict[str, Any]:
