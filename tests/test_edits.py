@@ -230,6 +230,28 @@ def test_edited_by_hand(tmp_path: Path, change: Any) -> None:
     refused(path, "checksum")
 
 
+def _sparse(index: list[int], n_values: int = 2) -> Delta:
+    pieces = {"index": torch.tensor(index), "values": torch.ones(n_values)}
+    return Delta("c.weight", "sparse", (3, 4), pieces)
+
+
+@pytest.mark.parametrize(
+    ("delta", "words"),
+    [
+        (_sparse([0, 12]), "position 12 is outside shape"),
+        (_sparse([-1, 3]), "position -1 is outside shape"),
+        (_sparse([0, 3], 3), "values cannot stand at"),
+        (Delta("b", "dense", (5, 3), {"change": torch.ones(3, 5)}), "no change of shape"),
+        (Delta("a", "low_rank", (2, 2), {"left": torch.ones(2, 1), "right": torch.ones(3, 1)}),
+         "no change of shape"),
+    ],
+)  # fmt: skip
+def test_pieces_that_do_not_fit_are_not_read(tmp_path: Path, delta: Delta, words: str) -> None:
+    assert all(d.flaw() is None for d in make().deltas)
+    path = make(deltas=(delta,)).save(tmp_path / "edit")
+    refused(path, words)
+
+
 # ---------------------------------------------------------------------- disks that are full
 
 

@@ -23,11 +23,16 @@ def test_refusals_change_nothing(make_view) -> None:
     view.push(good)
     before = params(view)
     fine = Delta.dense(view.weight_name(2), torch.ones(shape))  # is not written on its own either
+    out = shape[0] * shape[1]  # one past the last position
     zero, nan = torch.zeros(shape), torch.full(shape, float("nan"))
     cases: list[tuple[WeightEdit, type[Exception], str]] = [
         (wrap(other, fine, n=1), EditMismatchError, "base model"),
         (wrap(view, fine, Delta.dense(name, zero.T), n=1), EditMismatchError, "shape"),
         (wrap(view, fine, Delta.dense("model.nope", zero), n=1), EditMismatchError, "nope"),
+        (wrap(view, fine, Delta.sparse(name, shape, torch.tensor([out]), torch.ones(1)), n=1),
+         EditMismatchError, f"position {out} is outside"),
+        (wrap(view, fine, Delta.sparse(name, shape, torch.tensor([-1]), torch.ones(1)), n=1),
+         EditMismatchError, "position -1 is outside"),
         (wrap(view, fine, Delta.dense(name, nan), n=1), NumericalError, "NaN"),
         (wrap(view, fine, Delta.dense(name, zero + 1e5), n=1), NumericalError, "float16"),
         (wrap(view, fine, Delta.low_rank(name, zero[:, :1] + 1e5, zero[:1].T + 1e5), n=1),

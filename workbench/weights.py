@@ -59,7 +59,7 @@ class Weights:
         """Refuse an edit whose changes do not fit these parameters.
 
         Raises:
-            EditMismatchError: for an unknown parameter or another shape.
+            EditMismatchError: for an unknown parameter, another shape, or positions outside of it.
             NumericalError: if a change holds NaN or Inf.
         """
         for delta in edit.deltas:
@@ -70,6 +70,10 @@ class Weights:
                 raise EditMismatchError(
                     f"edit {edit.id} changes {delta.parameter!r} of shape {delta.shape}, this "
                     f"model's has {shape}."
+                )
+            if flaw := delta.flaw():
+                raise EditMismatchError(
+                    f"edit {edit.id} changes {delta.parameter!r}, but {flaw}: compute it anew."
                 )
         if not edit.is_finite():
             raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
