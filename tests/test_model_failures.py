@@ -88,6 +88,24 @@ def test_bounds(make_view) -> None:
     assert same(view, before)
 
 
+@pytest.mark.parametrize("n_edits", [0, 2])
+def test_a_model_that_was_converted_elsewhere_is_refused(make_view, n_edits: int) -> None:
+    view = make_view("gpt2", torch.bfloat16)
+    for i in range(n_edits):
+        view.push(make_edit(view, i))
+    view.model.double()
+    before, stack = params(view), view.stack
+    for what in ACTIONS if n_edits else ("push", "pop", "reset", "applied"):
+        with pytest.raises(EditMismatchError, match="outside the view .*float64.*load"):
+            ACTIONS[what](view)
+        assert same(view, before) and view.stack == stack and not view._busy
+    view.model.bfloat16()  # the values may be rounded: touched parameters are not ours any more
+    if n_edits:
+        with pytest.raises(EditMismatchError, match="outside the view"):
+            view.pop()
+    assert view.stack == stack
+
+
 class Interrupting(dict):
     """Ctrl-C at the n-th look-up of a parameter."""
 
