@@ -80,8 +80,8 @@ def load(
         >>> view = wb.load("tiny")
     """
     if isinstance(name, PreTrainedModel):
-        for_files = {"dtype": dtype, "device": device, "device_map": device_map}
-        _refuse_for_models(for_files | {"revision": revision})
+        given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
+        _refuse_for_models(given)
         return _from_model(name, tokenizer, kind, labels)
     folder = _resolve(str(name))
     device = _device(device, device_map)
