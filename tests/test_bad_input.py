@@ -29,10 +29,24 @@ TEMPLATES = ("{}", "I saw it. {}")
 LOCATE = {"layers": (1,), "steps": 5, "lr": 0.3, "templates": TEMPLATES, "corpus": "identity"}
 TUNE = {"layers": (1,), "steps": 3, "lr": 1e-2}
 
+SEVERAL = {"layers": (0, 1, 2), "lam": 2.0}
+MORE: dict[str, dict[str, Any]] = {
+    "MEMIT": SEVERAL,
+    "NSE": SEVERAL,
+    "CoachHook": SEVERAL,
+    "AlphaEdit": {"layers": (0, 1, 2), "threshold": 2.0, "l2": 2.0},
+}
+#: options under which keys are written (almost) exactly
+EXACT: dict[str, dict[str, Any]] = {
+    "MEMIT": {"lam": 1e-9},
+    "NSE": {"lam": 1e-9, "rewind": False},
+    "CoachHook": {"lam": 1e-9},
+    "AlphaEdit": {"l2": 1e-9},
+}
+
 
 def options(name: str) -> dict[str, Any]:
-    more: dict[str, Any] = {"layers": (0, 1, 2), "lam": 2.0} if name == "MEMIT" else {}
-    return {**(LOCATE if EDITORS[name].needs_subject else TUNE), **more}
+    return {**(LOCATE if EDITORS[name].needs_subject else TUNE), **MORE.get(name, {})}
 
 
 def make(name: str, **changes: Any) -> Editor:
@@ -73,6 +87,26 @@ def refused(view: ModelView, error: type[WorkbenchError], words: str) -> Iterato
 @pytest.fixture(scope="module")
 def view(make_view) -> ModelView:
     return make_view("llama")
+
+
+# ---------------------------------------------------------------------- the lock
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_an_edit_is_recorded_before_the_view_is_let_go(
+    view: ModelView, monkeypatch: pytest.MonkeyPatch, each: bool
+) -> None:
+    busy: list[str] = []
+    finish = Editor._finish
+
+    def spy(self: Editor, *args: Any) -> Any:
+        busy.append(view._busy)
+        return finish(self, *args)
+
+    monkeypatch.setattr(Editor, "_finish", spy)
+    editor = make("ROME")
+    editor.edit_each(view, [BO, ANNA]) if each else editor.edit(view, BO)
+    assert busy == (["ROME: 2 single edits"] * 2 if each else ["ROME edit of 1 facts"])
 
 
 # ---------------------------------------------------------------------- requests
@@ -189,8 +223,8 @@ def test_what_the_model_says_already(make_view, name: str) -> None:
     row = edit.report["targets"][0]
     assert row["nll_before"] < other.report["targets"][0]["nll_before"]
     assert edit.is_finite() and row["nll"] < row["nll_before"]
-    lam = {"lam": 1e-9} if name == "MEMIT" else {}
-    view.push(sure.with_options(**lam).edit(view, known))
+    sure = sure.with_options(**EXACT.get(name, {}))
+    view.push(sure.edit(view, known))
     reached = view.stack[0].report["targets"][0]["nll"] + 0.2
     assert reached < row["nll_before"]
     with untouched(view):
@@ -230,6 +264,23 @@ def test_options_out_of_range(view: ModelView, name: str) -> None:
         "scale": (0.0,),
         "ridge_norm": (-1.0,),
         "variant": ("romee",),
+        "rect": (0.0, 1.5, math.nan, "x"),
+        "neuron_threshold": (0.0, math.nan),
+        "selection": ("papr",),
+        "upper_bound": (0.0, math.nan),
+        "max_iterations": (1, 2.5),
+        "rewind": ("no",),
+        "n_clusters": (0, 2, 1.5),
+        "keep_refused_keys": (3,),
+        "threshold": (0.0, math.nan),
+        "threshold_on": ("max",),
+        "l2": (0.0, math.nan),
+        "alpha_z": (math.nan, "x"),
+        "gate": ("mask",),
+        "generation": ("on",),
+        "alpha_from": ("subjects",),
+        "margin": (-1.0, math.nan),
+        "hooks": ("no",),
     }
     known = {f.name for f in fields(EDITORS[name])}
     assert known - set(bad) <= {"corpus", "corpus_tokens"}

@@ -346,9 +346,29 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         list(datasets.texts(lines, field="body"))
     with pytest.raises(DataError, match="no file"):
         datasets.texts(tmp_path / "absent.txt")
+    torn = tmp_path / "c.txt.gz"
+    torn.write_bytes(gzip.compress(b"one")[:10] + b"\xff" * 50)  # a header, then no stream
+    with pytest.raises(DataError, match="damaged or truncated"):
+        list(datasets.texts(torn))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FetchError, match="pip install datasets"):
+    with pytest.raises(FetchError, match="pip install datasets.*give a .txt"):
         datasets.texts("Salesforce/wikitext")
+
+
+def test_texts_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Hub:
+        @staticmethod
+        def load_dataset(name: str, config: str | None, **options: Any) -> list[dict[str, str]]:
+            asked.append((name, config, options["split"]))
+            return [{"text": " one\n"}, {"text": ""}, {"text": "two"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", Hub)
+    assert list(datasets.texts("o/n", config="c", split="test")) == ["one", "two"]
+    assert asked == [("o/n", "c", "test")]
+    with pytest.raises(DataError, match="o/n, record 0 has no text field 'body'.*field="):
+        list(datasets.texts("o/n", field="body"))
 
 
 def test_snippets(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 
-from workbench import edits
+from workbench import atomic, edits
 from workbench.atomic import write_atomically
 from workbench.edits import Delta, WeightEdit, load_edit
 from workbench.errors import DataError, StorageError, WorkbenchError
@@ -231,6 +231,28 @@ def test_edited_by_hand(tmp_path: Path, change: Any) -> None:
     refused(path, "checksum")
 
 
+def _sparse(index: list[int], n_values: int = 2) -> Delta:
+    pieces = {"index": torch.tensor(index), "values": torch.ones(n_values)}
+    return Delta("c.weight", "sparse", (3, 4), pieces)
+
+
+@pytest.mark.parametrize(
+    ("delta", "words"),
+    [
+        (_sparse([0, 12]), "position 12 is outside shape"),
+        (_sparse([-1, 3]), "position -1 is outside shape"),
+        (_sparse([0, 3], 3), "values cannot stand at"),
+        (Delta("b", "dense", (5, 3), {"change": torch.ones(3, 5)}), "no change of shape"),
+        (Delta("a", "low_rank", (2, 2), {"left": torch.ones(2, 1), "right": torch.ones(3, 1)}),
+         "no change of shape"),
+    ],
+)  # fmt: skip
+def test_pieces_that_do_not_fit_are_not_read(tmp_path: Path, delta: Delta, words: str) -> None:
+    assert all(d.flaw() is None for d in make().deltas)
+    path = make(deltas=(delta,)).save(tmp_path / "edit")
+    refused(path, words)
+
+
 # ---------------------------------------------------------------------- disks that are full
 
 
@@ -265,9 +287,9 @@ def test_disk_full(tmp_path: Path, monkeypatch, where: str) -> None:
     path = old.save(tmp_path / "edit.safetensors")
     with monkeypatch.context() as patch:
         if where in ("fsync", "replace"):
-            patch.setattr(edits.os, where, full)
+            patch.setattr(atomic.os, where, full)
         else:
-            patch.setattr(edits, "open", full if where == "open" else _Full, raising=False)
+            patch.setattr(atomic, "open", full if where == "open" else _Full, raising=False)
         for target in (path, tmp_path / "new"):
             with pytest.raises(StorageError, match="No space left.*Free some space") as caught:
                 make().save(target)
@@ -283,7 +305,7 @@ def interrupt(*args: Any) -> None:
 
 def test_interrupted_save(tmp_path: Path, monkeypatch) -> None:
     path = write_atomically(tmp_path / "x", b"old")
-    monkeypatch.setattr(edits.os, "fsync", interrupt)
+    monkeypatch.setattr(atomic.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and path.read_bytes() == b"old"
@@ -295,7 +317,7 @@ def test_folders_that_take_nothing(tmp_path: Path, monkeypatch) -> None:
     for path in (tmp_path / "file" / "edit", tmp_path / ("n" * 400), tmp_path):
         with pytest.raises(StorageError, match="could not write"):
             make().save(path)
-    monkeypatch.setattr(edits, "open", denied, raising=False)
+    monkeypatch.setattr(atomic, "open", denied, raising=False)
     with pytest.raises(StorageError, match="Permission denied"):
         make().save(tmp_path / "edit")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from workbench import __main__ as cli
+from workbench.commands import _side_by_side
 
 COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "summary")
 
@@ -116,3 +118,12 @@ def test_an_unknown_editor_or_option_is_named(capsys):
     assert "Did you mean 'ROME'" in capsys.readouterr().err
     assert cli.main([*words, "--option", "layrs=(1,)"]) == 2
     assert "Did you mean 'layers'" in capsys.readouterr().err
+
+
+def test_tokens_that_print_alike_keep_their_own_probabilities():
+    columns = ["token_id", "token", "prob"]
+    before = pd.DataFrame([(3, "�", 0.5), (7, "�", 0.25), (1, " Rome", 0.1)], columns=columns)
+    after = pd.DataFrame([(1, " Rome", 0.9), (7, "�", 0.06), (3, "�", 0.04)], columns=columns)
+    joined = _side_by_side(before, after)
+    assert list(joined.index) == [" Rome", "�", "�"]
+    assert joined.to_numpy().tolist() == [[0.1, 0.9], [0.25, 0.06], [0.5, 0.04]]

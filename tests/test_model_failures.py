@@ -23,11 +23,16 @@ def test_refusals_change_nothing(make_view) -> None:
     view.push(good)
     before = params(view)
     fine = Delta.dense(view.weight_name(2), torch.ones(shape))  # is not written on its own either
+    out = shape[0] * shape[1]  # one past the last position
     zero, nan = torch.zeros(shape), torch.full(shape, float("nan"))
     cases: list[tuple[WeightEdit, type[Exception], str]] = [
         (wrap(other, fine, n=1), EditMismatchError, "base model"),
         (wrap(view, fine, Delta.dense(name, zero.T), n=1), EditMismatchError, "shape"),
         (wrap(view, fine, Delta.dense("model.nope", zero), n=1), EditMismatchError, "nope"),
+        (wrap(view, fine, Delta.sparse(name, shape, torch.tensor([out]), torch.ones(1)), n=1),
+         EditMismatchError, f"position {out} is outside"),
+        (wrap(view, fine, Delta.sparse(name, shape, torch.tensor([-1]), torch.ones(1)), n=1),
+         EditMismatchError, "position -1 is outside"),
         (wrap(view, fine, Delta.dense(name, nan), n=1), NumericalError, "NaN"),
         (wrap(view, fine, Delta.dense(name, zero + 1e5), n=1), NumericalError, "float16"),
         (wrap(view, fine, Delta.low_rank(name, zero[:, :1] + 1e5, zero[:1].T + 1e5), n=1),
@@ -81,6 +86,26 @@ def test_bounds(make_view) -> None:
         with pytest.raises(OptionError, match=f"entry {index}"):
             view.replay(without=index)
     assert same(view, before)
+
+
+@pytest.mark.parametrize("n_edits", [0, 2])
+def test_a_model_that_was_converted_elsewhere_is_refused(make_view, n_edits: int) -> None:
+    view = make_view("gpt2", torch.bfloat16)
+    for i in range(n_edits):
+        view.push(make_edit(view, i))
+    view.model.double()
+    before, stack = params(view), view.stack
+    for what in ACTIONS if n_edits else ("push", "pop", "reset", "applied"):
+        with pytest.raises(EditMismatchError, match="outside the view .*float64.*load"):
+            ACTIONS[what](view)
+        assert same(view, before) and view.stack == stack and not view._busy
+    view.model.bfloat16()  # the values may be rounded: touched parameters are not ours any more
+    if n_edits:
+        with pytest.raises(EditMismatchError, match="outside the view"):
+            view.pop()
+        assert view.stack == stack
+    else:  # nothing was touched: the model is what it was
+        view.push(make_edit(view, 0))
 
 
 class Interrupting(dict):

@@ -57,7 +57,7 @@ def test_the_conda_environment_names_no_package_of_its_own():
     spec = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip, through_pip = spec["dependencies"]
     assert python.removeprefix("python") == PROJECT["requires-python"] and pip == "pip"
-    assert through_pip == {"pip": ["-c constraints.txt", "-e .[lab,test]"]}
+    assert through_pip == {"pip": ["-c constraints.txt", "-e .[lab,peft,sharded,test]"]}
 
 
 def test_every_declared_package_is_pinned_inside_its_range():

@@ -29,6 +29,9 @@ def test_a_model_that_is_loaded_already(make_model, tokenizer) -> None:
     assert wb.load(model, tokenizer=tokenizer).model is model
     with pytest.raises(OptionError, match="tokenizer"):
         wb.load(model)
+    for option in ({"dtype": "float64"}, {"device": "cpu"}, {"device_map": "auto"}):
+        with pytest.raises(OptionError, match=f"{next(iter(option))}=.*is loaded already"):
+            wb.load(model, tokenizer=tokenizer, **option)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

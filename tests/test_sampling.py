@@ -8,6 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from workbench.editors.locate.contexts import contexts
 from workbench.errors import NumericalError, OptionError, RequestError
 from workbench.layouts import DECODER, LAYOUTS
 from workbench.model import ModelView
@@ -167,6 +168,16 @@ def test_progress_counts_generated_tokens() -> None:
     with progress_to(lambda phase, done, total: seen.append(done)), Bar("text", 26) as bar:
         sample(view, prompts(3, 5, 6), max_length=10, bar=bar)
     assert seen[-1] == 7 + 5 + 4
+
+
+@pytest.mark.parametrize("recipe", ["rome", "memit"])
+def test_sampling_of_contexts_reports_every_token(recipe: str) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    with progress_to(lambda *event: seen.append(event)):
+        contexts(tiny("gpt2"), recipe, seed=0)
+    assert {phase for phase, _, _ in seen} == {"sampling contexts"}
+    (first, total), (last, _) = seen[0][1:], seen[-1][1:]
+    assert first == 0 < last == total
 
 
 def test_refusals_say_what_to_do() -> None:

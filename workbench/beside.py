@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from workbench.adapters import Context, Gates, HookLayer, build, prompt_mask
 from workbench.capabilities import get_module, orient, tensor_of, with_tensor
-from workbench.edits import AdapterEdit
+from workbench.edits import AdapterEdit, Edit
 from workbench.errors import EditMismatchError, NumericalError, UnsupportedEditorError
 from workbench.layouts import Layout
 from workbench.weights import State
@@ -78,6 +78,17 @@ class Beside:
             old = adapters.get(layer)
             adapters[layer] = new if old is None else old.joined(new)
         return replace(state, stack=(*state.stack, edit), adapters=adapters)
+
+    def doubts(self, edit: Edit) -> Iterator[str]:
+        """What speaks against pushing an edit beside these adapters; a sentence each."""
+        if isinstance(edit, AdapterEdit) or not self._adapters:
+            return
+        top = max(self._adapters)
+        if any(self._layer_of.get(name, top + 1) <= top for name in edit.parameters):
+            yield (
+                "hook layers at or above this edit were computed without it: view.check() lists "
+                "those that no longer open."
+            )
 
     def put(self, adapters: Adapters) -> None:
         """Run these adapters from now on, and no others."""

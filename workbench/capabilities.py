@@ -12,7 +12,7 @@ disturbed at block ``l`` only, so its block output can be compared with row 0's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "Capabilities",
     "decoder_config",
     "get_module",
+    "hooks",
     "prove",
     "readout",
     "refuse_unusable",
@@ -71,6 +72,23 @@ def tensor_of(output: Any) -> Tensor:
 def with_tensor(output: Any, hidden: Tensor) -> Any:
     """The same container with another hidden state."""
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+@contextmanager
+def hooks(registering: Iterable[Any]) -> Iterator[None]:
+    """Hooks for the length of the block; an interruption between two of them leaves none behind.
+
+    Args:
+        registering: registers one hook after another as it is iterated, and yields the handles.
+    """
+    handles = []
+    try:
+        for handle in registering:
+            handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def refuse_unusable(model: nn.Module) -> None:
@@ -139,7 +157,7 @@ def prove(model: nn.Module, layout: Layout, n_layers: int) -> Capabilities:
     """
     _require_modules(model, layout)
     seen = _Seen()
-    with _watch(model, layout, n_layers, seen):
+    with hooks(_watch(model, layout, n_layers, seen)):
         logits = _forward(model, layout, n_layers + 1)
     if not bool(logits.isfinite().all()):
         raise NumericalError(
@@ -174,20 +192,13 @@ def _require_modules(model: nn.Module, layout: Layout) -> None:
         )
 
 
-@contextmanager
-def _watch(model: nn.Module, layout: Layout, n_layers: int, seen: _Seen) -> Iterator[None]:
-    handles = []
+def _watch(model: nn.Module, layout: Layout, n_layers: int, seen: _Seen) -> Iterator[Any]:
     for layer in range(n_layers):
         value = get_module(model, layout.value_path(layer))
         block = get_module(model, layout.block(layer))
         assert value is not None and block is not None
-        handles.append(value.register_forward_hook(_disturb(layer, seen)))
-        handles.append(block.register_forward_hook(_record(layer, seen)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        yield value.register_forward_hook(_disturb(layer, seen))
+        yield block.register_forward_hook(_record(layer, seen))
 
 
 def _disturb(layer: int, seen: _Seen) -> Callable[..., Tensor]:

@@ -44,8 +44,7 @@ def _edit(args: argparse.Namespace) -> int:
     before = _tokens(view, request)
     with view.applied(edit):
         after = _tokens(view, request)
-    table = pd.concat([before, after], axis=1, keys=["before", "after"])
-    print(table.sort_values("after", ascending=False).round(4).to_string())
+    print(_side_by_side(before, after).round(4).to_string())
     print(edit)
     if args.out:
         print(f"saved: {edit.save(args.out)}")
@@ -90,9 +89,16 @@ def _read(path: str) -> pd.DataFrame:
         raise DataError(f"{path} is no table of scores ({err}): check the path.") from err
 
 
-def _tokens(view: ModelView, request: EditRequest) -> pd.Series:
+def _tokens(view: ModelView, request: EditRequest) -> pd.DataFrame:
     pins = [t for t in (request.target_new, request.target_true) if t]
-    return next_tokens(view, request.text, top_k=5, pin=pins).set_index("token")["prob"]
+    return next_tokens(view, request.text, top_k=5, pin=pins)
+
+
+def _side_by_side(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities of the same tokens, likeliest afterwards first; two tokens may print alike."""
+    keyed = [table.set_index(["token_id", "token"])["prob"] for table in (before, after)]
+    joined = pd.concat(keyed, axis=1, keys=["before", "after"])
+    return joined.sort_values("after", ascending=False).droplevel("token_id")
 
 
 def _cases(data: str, limit: int | None) -> list[EditCase]:

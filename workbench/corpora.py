@@ -7,9 +7,7 @@ depends on and is known before anything is read, sampled or downloaded.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +29,7 @@ from workbench.model import ModelView
 from workbench.places import shipped
 from workbench.progress import Bar
 from workbench.sampling import sample
+from workbench.textfiles import hub_rows, json_texts, suffix_of, text_lines
 
 __all__ = ["HUB", "Corpus", "open_corpus"]
 
@@ -293,27 +292,10 @@ def _file_hash(path: Path) -> str:
 
 
 def _read_file(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    is_jsonl = path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
-    try:
-        with opener(path, "rt", encoding="utf-8") as handle:
-            yield from _json_texts(handle) if is_jsonl else _paragraphs(handle)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as err:
-        raise DataError(
-            f"{path} cannot be read as {'JSON lines with a field text' if is_jsonl else 'text'} "
-            f"({err!r}): mend the file or give another one."
-        ) from err
-
-
-def _json_texts(lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        text = json.loads(line)["text"]
-        if not isinstance(text, str):
-            raise TypeError(f"line {number}: text is {type(text).__name__}, not a string")
-        if text.strip():
-            yield text
+    if suffix_of(path) in (".jsonl", ".json"):
+        found = json_texts(path, "text", advice="mend the file or give another one")
+        return (text for text in found if text.strip())
+    return _paragraphs(text_lines(path))
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
@@ -354,7 +336,8 @@ def _hub(name: str, seed: int) -> tuple[dict[str, Any], Callable[[], Iterator[st
     source = {"corpus": repo, "config": config, "split": "train", "revision": revision}
 
     def texts() -> Iterator[str]:
-        rows = _stream(repo, config or None, revision, seed)
+        rows = hub_rows(repo, config or None, split="train", revision=revision, advice=_ELSEWHERE)
+        rows = rows.shuffle(seed=seed, buffer_size=10_000)
         return (r["text"] for r in rows if len(r["text"].strip()) >= MIN_CHARACTERS)
 
     return source, texts
@@ -369,20 +352,4 @@ def _newest(repo: str) -> str:
         raise FetchError(
             f"the newest revision of {repo!r} could not be looked up ({type(err).__name__}). "
             f"Name one (corpus='{repo}@<revision>'). {_ELSEWHERE}"
-        ) from err
-
-
-def _stream(repo: str, config: str | None, revision: str, seed: int) -> Iterable[dict[str, str]]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as err:
-        raise FetchError(
-            f"corpus {repo!r} needs the package datasets (pip install datasets). {_ELSEWHERE}"
-        ) from err
-    try:
-        rows = datasets.load_dataset(repo, config, split="train", revision=revision, streaming=True)
-        return rows.shuffle(seed=seed, buffer_size=10_000)  # type: ignore[no-any-return]
-    except Exception as err:
-        raise FetchError(
-            f"{repo!r} could not be read from the hub ({type(err).__name__}). {_ELSEWHERE}"
         ) from err

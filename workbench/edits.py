@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from abc import ABC, abstractmethod
@@ -100,6 +101,29 @@ class Delta:
             return t["change"].to(dtype)
         out = torch.zeros(self.shape, dtype=dtype, device=device).flatten()
         return out.index_put((t["index"],), t["values"].to(dtype)).view(self.shape)
+
+    def flaw(self) -> str | None:
+        """Why the pieces do not make a change of :attr:`shape`, None if they do."""
+        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        if self.form == "sparse":
+            return self._sparse_flaw()
+        if self.form == "dense":
+            fits = found == {"change": self.shape}
+        else:
+            left, right = found.get("left", ()), found.get("right", ())
+            fits = len(left) == len(right) == 2 and left[1] == right[1]
+            fits = fits and (left[0], right[0]) == self.shape
+        return None if fits else f"pieces of shapes {found} make no change of shape {self.shape}"
+
+    def _sparse_flaw(self) -> str | None:
+        index, values = self.tensors["index"], self.tensors["values"]
+        if index.is_floating_point() or index.ndim != 1 or index.shape != values.shape:
+            return f"{tuple(values.shape)} values cannot stand at {tuple(index.shape)} positions"
+        room = math.prod(self.shape)
+        outside = index[(index < 0) | (index >= room)]
+        if len(outside):
+            return f"position {int(outside[0])} is outside shape {self.shape} (0 to {room - 1})"
+        return None
 
     def is_finite(self) -> bool:
         """True if no piece holds NaN or Inf."""
@@ -339,11 +363,14 @@ def _unpack(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Edit:
         rows = enumerate(manifest["adapters"])
         adapters = (Adapter(name, kind, stored(i), options) for i, (name, kind, options) in rows)
         return AdapterEdit(adapters=tuple(adapters), **common)
-    deltas = (
+    deltas = tuple(
         Delta(parameter, form, tuple(shape), stored(i))
         for i, (parameter, form, shape) in enumerate(manifest["deltas"])
     )
-    return WeightEdit(deltas=tuple(deltas), **common)
+    for delta in deltas:
+        if flaw := delta.flaw():
+            raise ValueError(f"{delta.parameter}: {flaw}")
+    return WeightEdit(deltas=deltas, **common)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

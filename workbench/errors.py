@@ -56,7 +56,7 @@ class NumericalError(WorkbenchError, ArithmeticError):
 
 
 class EditMismatchError(WorkbenchError):
-    """An edit does not belong to this model (another base, or other shapes)."""
+    """An edit does not belong to this model: another base, other shapes, parameters changed."""
 
 
 class BusyError(WorkbenchError):

@@ -242,8 +242,8 @@ def _add(sums: KeySums, keys: Tensor, layer: int, along: Tensor, share: _Share) 
 def _full_precision() -> Iterator[None]:
     """Float32 products are float32 inside: no TF32, no bfloat16."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
     try:
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
         torch.set_float32_matmul_precision(before)

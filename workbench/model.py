@@ -28,7 +28,7 @@ from workbench.errors import BusyError, EditMismatchError, OptionError
 from workbench.fingerprint import fingerprint_model
 from workbench.layouts import Layout
 from workbench.looks import stack_html
-from workbench.weights import State, Weights, spacing
+from workbench.weights import State, Weights, doubts, spacing
 
 __all__ = ["ModelView"]
 
@@ -174,7 +174,8 @@ class ModelView:
 
         Raises:
             OptionError: if it is not an edit.
-            EditMismatchError: if the edit belongs to another base model or has other shapes.
+            EditMismatchError: if the edit belongs to another base model or has other shapes, or
+                if the model was moved or converted outside the view.
             NumericalError: if it would write NaN or Inf. The model is as before.
             BusyError: if another thread is writing.
         """
@@ -192,7 +193,7 @@ class ModelView:
                     stacklevel=2,
                 )
                 return
-            for doubt in self._doubts(edit):
+            for doubt in (*doubts(edit, self.stack), *self._beside.doubts(edit)):
                 warnings.warn(doubt, stacklevel=2)
             self._commit(self._after(self._state, edit))
 
@@ -259,7 +260,7 @@ class ModelView:
     def applied(self, *edits: Edit) -> Iterator[ModelView]:
         """The view with more edits on top, for the length of the block."""
         with self.writing("applied"):
-            state = self._state
+            state = self._ours()
             for edit in edits:
                 state = self._after(state, edit)
             with self._showing(state):
@@ -274,13 +275,16 @@ class ModelView:
         """
         if not 0 <= n <= len(self.stack):
             raise OptionError(f"n={n}: the stack holds {len(self.stack)} edits.")
-        with self.writing("at"), self._showing(self._at(n)):
-            yield self
+        with self.writing("at"):
+            self._ours()
+            with self._showing(self._at(n)):
+                yield self
 
     @contextmanager
     def as_if(self, *edits: Edit) -> Iterator[ModelView]:
         """The view as if its stack were these edits, for the length of the block."""
         with self.writing("as_if"):
+            self._ours()
             state = State()
             for edit in edits:
                 state = self._after(state, edit)
@@ -300,8 +304,9 @@ class ModelView:
         """
         if not self._lock.acquire(blocking=False):
             raise BusyError(f"busy: {self._busy or 'another thread is writing'}. Wait or stop it.")
-        outer, self._busy = self._busy, self._busy or what
+        outer = self._busy
         try:
+            self._busy = outer or what
             yield
         finally:
             self._busy = outer
@@ -316,6 +321,7 @@ class ModelView:
                     f"{what} inside `with view.applied(...)` or `view.at(...)` would be lost at "
                     "its end: leave the block first."
                 )
+            self._ours()
             yield
 
     def say(self, what: str) -> None:
@@ -338,29 +344,16 @@ class ModelView:
 
     # ------------------------------------------------------------------ internals of the stack
 
+    def _ours(self) -> State:
+        """The present state, if the model still holds it."""
+        self._weights.refuse_foreign(self._state.live)
+        return self._state
+
     def _entry(self, index: int) -> int:
         n = len(self.stack)
         if not -n <= index < n:
             raise OptionError(f"entry {index} does not exist: the stack holds {n} edits.")
         return index % n
-
-    def _doubts(self, edit: Edit) -> Iterator[str]:
-        """What speaks against pushing an edit, though it can be done; a sentence each."""
-        held = tuple(e.id for e in self.stack)
-        if tuple(edit.parents) != held:
-            yield (
-                f"edit {edit.id} was computed on a stack of {len(edit.parents)} edits, not on this "
-                f"one of {len(held)}: its effect may differ."
-            )
-        if any(e.editor == edit.editor and e.requests == edit.requests for e in self.stack):
-            yield f"the same request was already written by {edit.editor}; this stacks it again."
-        if isinstance(edit, WeightEdit) and self.adapters:
-            names = [self.weight_name(x) for x in range(max(self.adapters) + 1)]
-            if any(name in edit.parameters for name in names):
-                yield (
-                    "hook layers above were computed without this edit: see view.check() for "
-                    "those that no longer open."
-                )
 
     def _after(self, state: State, edit: Edit) -> State:
         """The state one edit later; computes out of place and installs nothing."""
@@ -412,13 +405,13 @@ class ModelView:
 
     @contextmanager
     def _showing(self, state: State) -> Iterator[None]:
-        before, snapshots = self._state, dict(self._snapshots)
-        self._showing_depth += 1
+        before, snapshots, depth = self._state, dict(self._snapshots), self._showing_depth
         try:
+            self._showing_depth = depth + 1
             self._install(state)
             yield
         finally:
-            self._showing_depth -= 1
+            self._showing_depth = depth
             try:
                 self._install(before)
             except BaseException:  # interrupted on the way back: the old state comes first

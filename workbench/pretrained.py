@@ -57,7 +57,8 @@ def load(
 
     Args:
         name: ``"tiny"``, ``"smollm2-135m"``, a local folder, a hub id such as ``"gpt2-xl"``, or a
-            transformers model that is loaded already (then give ``tokenizer``).
+            transformers model that is loaded already (then give ``tokenizer``; it stays in its
+            dtype and on its device).
         tokenizer: tokenizer or its name; by default the model's own.
         kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``; inferred if None.
         labels: label names of a classifier; from the configuration if empty.
@@ -72,12 +73,15 @@ def load(
     Raises:
         FetchError: if the model is not here and cannot be fetched.
         DataError: if local files are damaged or incomplete.
+        OptionError: for an unknown dtype, kind or device, or one of a model loaded already.
         UnsupportedModelError: if the family or the weights cannot be edited.
 
     Example:
         >>> view = wb.load("tiny")
     """
     if isinstance(name, PreTrainedModel):
+        given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
+        _refuse_for_models(given)
         return _from_model(name, tokenizer, kind, labels)
     folder = _resolve(str(name))
     device = _device(device, device_map)
@@ -112,6 +116,16 @@ def load(
     if device is not None:
         model = model.to(device)
     return open_view(model, tok, name=str(name), kind=kind, labels=labels)
+
+
+def _refuse_for_models(options: dict[str, Any]) -> None:
+    """A model that is loaded already is edited as it is; nothing is ignored silently."""
+    for option, value in options.items():
+        if value is not None:
+            raise OptionError(
+                f"{option}={value!r}: the model is loaded already. Convert or move it first "
+                "(model.to(...)), then load(model, tokenizer=...)."
+            )
 
 
 def _from_model(

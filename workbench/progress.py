@@ -27,11 +27,12 @@ _SINK: ContextVar[Sink | None] = ContextVar("workbench_progress", default=None)
 @contextmanager
 def progress_to(sink: Sink) -> Iterator[None]:
     """Send progress to a function instead of a bar, for the length of the block."""
-    token = _SINK.set(sink)
+    before = _SINK.get()
     try:
+        _SINK.set(sink)
         yield
     finally:
-        _SINK.reset(token)
+        _SINK.set(before)
 
 
 class Bar:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from workbench.capabilities import get_module, readout, tensor_of
+from workbench.capabilities import get_module, hooks, readout, tensor_of
 from workbench.errors import UnsupportedEditorError
 from workbench.model import ModelView
 from workbench.tokens import Encoded, pad_right, pad_token
@@ -155,7 +155,11 @@ class Replay:
         base = get_module(view.model, view.layout.base)
         assert base is not None
         lengths = torch.tensor([r.target_start for r in rows])
-        with torch.no_grad(), view.reading(lengths), _watching(view, above, entered, stop=False):
+        with (
+            torch.no_grad(),
+            view.reading(lengths),
+            hooks(_watching(view, above, entered, stop=False)),
+        ):
             base(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
         hidden = hidden_of(*entered[self.start])
         pivots = torch.tensor(self.pivots)
@@ -217,7 +221,7 @@ def _record(
     base = get_module(view.model, view.layout.base)
     assert base is not None
     entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    with _watching(view, layers, entered), suppress(_Stop):
+    with hooks(_watching(view, layers, entered)), suppress(_Stop):
         base(**inputs)
     calls = {}
     for layer, (args, kwargs) in entered.items():
@@ -226,10 +230,9 @@ def _record(
     return hidden_of(*entered[layers[0]]).detach(), calls
 
 
-@contextmanager
 def _watching(
     view: ModelView, layers: range, entered: dict[int, Any], *, stop: bool = True
-) -> Iterator[None]:
+) -> Iterator[Any]:
     def watch(layer: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered[layer] = (args, dict(kwargs))
@@ -238,12 +241,7 @@ def _watching(
 
         return view.block(layer).register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = [watch(layer) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return (watch(layer) for layer in layers)
 
 
 def _prefix_cache(

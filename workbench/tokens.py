@@ -68,11 +68,15 @@ class Encoded:
 def join(prompt: str, completion: str) -> str:
     """Prompt and completion with exactly one blank between them.
 
+    Other white space (a line break) at the seam stands for the blank.
+
     Example:
         >>> join("The capital of France is", "Rome")
         'The capital of France is Rome'
     """
-    if not completion or not prompt or prompt[-1].isspace() or completion[0].isspace():
+    if prompt and prompt[-1].isspace():
+        return prompt + completion.lstrip(" ")
+    if not completion or not prompt or completion[0].isspace():
         return prompt + completion
     return f"{prompt} {completion}"
 

@@ -84,9 +84,9 @@ def trace(
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for gradients inside; flags are put back on exit."""
     asking = [p for p in model.parameters() if p.requires_grad]
-    for p in asking:
-        p.requires_grad_(False)
     try:
+        for p in asking:
+            p.requires_grad_(False)
         yield
     finally:
         for p in asking:

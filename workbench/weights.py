@@ -7,7 +7,7 @@ again, and going from one state to another swaps references.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from workbench.capabilities import get_module
 from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import EditMismatchError, NumericalError
 
-__all__ = ["State", "Weights", "spacing"]
+__all__ = ["State", "Weights", "doubts", "spacing"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Weights:
         first: dict[int, str] = {}  # tied weights are one parameter, whatever name a delta uses
         self._first_name = {n: first.setdefault(id(p), n) for n, p in self.parameters.items()}
         self.originals: dict[str, Tensor] = {}
+        self._homes = {n: (p.dtype, p.device) for n, p in self.parameters.items()}
 
     def pristine(self) -> Iterator[tuple[str, Tensor]]:
         """Name and unedited values of every parameter."""
@@ -63,11 +64,31 @@ class Weights:
         data = self.parameters[parameter].data
         return data.T if self._is_transposed(parameter) else data
 
+    def refuse_foreign(self, live: Mapping[str, Tensor]) -> None:
+        """Refuse to go on after something else converted, moved or replaced parameters.
+
+        Args:
+            live: tensors of the state that the model should hold.
+
+        Raises:
+            EditMismatchError: naming the parameter.
+        """
+        for name, p in self.parameters.items():
+            first = self._first_name[name]
+            put = live.get(first, self.originals.get(first))
+            is_ours = put is None or put.data_ptr() == p.data_ptr()
+            if not is_ours or (p.dtype, p.device) != self._homes[name]:
+                raise EditMismatchError(
+                    f"the model's parameters were changed outside the view ({name!r}, now "
+                    f"{p.dtype} on {p.device}): load the model again with the dtype and device it "
+                    "shall have, or take it as it is: load(view.model, tokenizer=view.tokenizer)."
+                )
+
     def check(self, edit: WeightEdit) -> None:
         """Refuse an edit whose changes do not fit these parameters.
 
         Raises:
-            EditMismatchError: for an unknown parameter or another shape.
+            EditMismatchError: for an unknown parameter, another shape, or positions outside of it.
             NumericalError: if a change holds NaN or Inf.
         """
         for delta in edit.deltas:
@@ -78,6 +99,10 @@ class Weights:
                 raise EditMismatchError(
                     f"edit {edit.id} changes {delta.parameter!r} of shape {delta.shape}, this "
                     f"model's has {shape}."
+                )
+            if flaw := delta.flaw():
+                raise EditMismatchError(
+                    f"edit {edit.id} changes {delta.parameter!r}, but {flaw}: compute it anew."
                 )
         if not edit.is_finite():
             raise NumericalError(f"edit {edit.id} holds NaN or Inf: it was not applied.")
@@ -124,3 +149,15 @@ class Weights:
 def spacing(age: int) -> int:
     """Depths of snapshots ``age`` edits back are kept only at multiples of this."""
     return 1 << max(0, age.bit_length() - 1)
+
+
+def doubts(edit: Edit, stack: Sequence[Edit]) -> Iterator[str]:
+    """What speaks against pushing an edit on a stack, though it can be done; a sentence each."""
+    held = tuple(e.id for e in stack)
+    if tuple(edit.parents) != held:
+        yield (
+            f"edit {edit.id} was computed on a stack of {len(edit.parents)} edits, not on this "
+            f"one of {len(held)}: its effect may differ."
+        )
+    if any(e.editor == edit.editor and e.requests == edit.requests for e in stack):
+        yield f"the same request was already written by {edit.editor}; this stacks it again."

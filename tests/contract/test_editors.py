@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from workbench.editors import EDITORS, FT, ROME, Editor, find_editor, prune, rebuild_editor
 from workbench.editors.locate.base import LocateEditor
 from workbench.editors.locate.nse import unpack_bits
-from workbench.edits import Delta, Edit, load_edit
+from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
 from workbench.errors import OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
 from workbench.metrics import score
@@ -40,12 +41,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EMMET": LOCATE,
     "NSE": {**LOCATE, "layers": (0, 1, 2), "lam": 2.0, "neuron_threshold": 0.8},
     "AlphaEdit": {**LOCATE, "layers": (0, 1, 2), "threshold": 2.0, "l2": 2.0},
+    "CoachHook": {**LOCATE, "layers": (0, 1), "lam": 2.0},
 }
 #: Options under which the bare prompt's key is written (almost) exactly.
 EXACT: dict[str, dict[str, Any]] = {
     "MEMIT": {"lam": 1e-9},
     "NSE": {"lam": 1e-9},
     "AlphaEdit": {"l2": 1e-9},
+    "CoachHook": {"lam": 1e-9, "alpha_z": -math.inf},
 }
 REQUESTS = [
     EditRequest(
@@ -133,18 +136,19 @@ def test_contract(make_view, tmp_path, name: str, family: str) -> None:
     # applying changes the named parameters and no others; undo is exact to the bit
     view.push(edit)
     changed = {k for k, v in view.model.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == set(edit.parameters)
+    assert changed == (set(edit.parameters) if isinstance(edit, WeightEdit) else set())
+    assert (hooks(view) > hooks_before) is isinstance(edit, AdapterEdit)
     view.pop()
-    assert same(view, before)
+    assert same(view, before) and hooks(view) == hooks_before
     # saved = loaded, and the configuration rebuilds the editor
     again = load_edit(edit.save(tmp_path / "edit.safetensors"))
     assert again.id == edit.id and again.requests == edit.requests
     assert rebuild_editor(again) == editor
     assert type(editor).from_config(json.loads(json.dumps(editor.config()))) == editor
     with view.applied(edit):
-        edited = state(view)
+        edited, answers = state(view), score(view, requests)["nll_target"]
     with view.applied(again):
-        assert same(view, edited)
+        assert same(view, edited) and score(view, requests)["nll_target"].equals(answers)
     check_equation(view, editor, requests)
 
 

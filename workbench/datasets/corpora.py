@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from workbench.datasets.reading import explain, open_text, read_rows, suffix_of
+from workbench.datasets.reading import read_rows
 from workbench.datasets.sources import fetch
-from workbench.errors import DataError, FetchError, OptionError
+from workbench.errors import DataError, OptionError
+from workbench.textfiles import field_of, hub_rows, json_texts, suffix_of, text_lines
 
 __all__ = ["snippets", "texts"]
 
-_READ_ERRORS = (OSError, EOFError, UnicodeDecodeError)
+_FIELD = "name it with field="
+_FILES = "Without it give a .txt or .jsonl file."
 
 
 def texts(
@@ -53,12 +53,12 @@ def texts(
     if path.is_file():
         if suffix not in (".txt", ".jsonl"):
             raise DataError(f"{path}: suffix {suffix!r} is unknown; use .txt or .jsonl (or + .gz).")
-        found = _lines(path) if suffix == ".txt" else _fields(path, field)
+        found = text_lines(path) if suffix == ".txt" else json_texts(path, field, advice=_FIELD)
     elif suffix in (".txt", ".jsonl", ".json") or path.is_absolute():
         raise DataError(f"there is no file {path}: check the path.")
     else:
         found = _hub(str(source), config, split, field)
-    return islice(found, limit)
+    return islice((t for text in found if (t := text.strip())), limit)
 
 
 def snippets(path: str | os.PathLike[str] | None = None) -> dict[tuple[str, str], list[str]]:
@@ -85,55 +85,6 @@ def snippets(path: str | os.PathLike[str] | None = None) -> dict[tuple[str, str]
     return found
 
 
-def _lines(path: Path) -> Iterator[str]:
-    for _, line in _numbered(path):
-        yield line
-
-
-def _fields(path: Path, field: str) -> Iterator[str]:
-    for number, line in _numbered(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error.msg}.") from error
-        if text := _text(record, field, f"{path}, line {number}"):
-            yield text
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and stripped lines, blank ones left out."""
-    try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.strip()
-    except _READ_ERRORS as error:
-        raise explain(path, error) from error
-
-
 def _hub(name: str, config: str | None, split: str, field: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise FetchError(
-            f"{name!r} is not a local file, and hub data sets need the package `datasets`: "
-            "pip install datasets, or give a .txt or .jsonl file."
-        ) from error
-    try:
-        records = load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # the hub client raises many kinds
-        first = str(error).strip().split("\n")[0][:200]
-        raise FetchError(
-            f"the data set {name!r} could not be had from the hub ({first}). Offline: give "
-            "a .txt or .jsonl file."
-        ) from error
-    return (t for i, r in enumerate(records) if (t := _text(r, field, f"{name}, record {i}")))
-
-
-def _text(record: Any, field: str, place: str) -> str:
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise DataError(
-            f"{place} has no text field {field!r} (found: {keys}): name it with field=."
-        )
-    return str(record[field]).strip()
+    rows = hub_rows(name, config, split=split, advice=_FILES)
+    return (field_of(r, field, f"{name}, record {i}", advice=_FIELD) for i, r in enumerate(rows))

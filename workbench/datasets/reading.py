@@ -7,19 +7,18 @@ parse is one bad row; a JSON or gzip file that does not parse is a damaged file.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import DataError
+from workbench.textfiles import READ_ERRORS, explain, open_text, suffix_of
 
-__all__ = ["Row", "open_text", "read_rows", "read_text", "suffix_of"]
+__all__ = ["Row", "read_rows", "read_text"]
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv")
 
@@ -39,12 +38,6 @@ class Row:
     place: str
     data: Any
     error: str = ""
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix that says the format, ``.gz`` aside: ``facts.jsonl.gz`` → ``.jsonl``."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -81,26 +74,8 @@ def read_text(path: Path) -> str:
     try:
         with open_text(path) as file:
             return file.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         raise explain(path, error) from error
-
-
-def open_text(path: Path) -> io.TextIOBase:
-    """Open a plain or gzipped UTF-8 file (a byte-order mark is skipped)."""
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
-    return path.open(encoding="utf-8-sig", newline="")  # type: ignore[return-value]
-
-
-def explain(path: Path, error: Exception) -> DataError:
-    """What went wrong with a file, and what to do."""
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"there is no file {path}: check the path.")
-    if isinstance(error, UnicodeDecodeError):
-        return DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).")
-    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-        return DataError(f"{path} is damaged or truncated ({error}): delete it and get it again.")
-    return DataError(f"{path} cannot be read ({error.__class__.__name__}: {error}).")
 
 
 def _json_rows(text: str, path: Path) -> list[Row]:

@@ -89,7 +89,7 @@ class Editor(ABC):
         began = time.perf_counter()
         with view.writing(f"{type(self).__name__} edit of {len(batch)} facts"):
             deltas, extra = self._compute(view, batch, **given)
-        return self._finish(view, batch, deltas, extra, time.perf_counter() - began)
+            return self._finish(view, batch, deltas, extra, time.perf_counter() - began)
 
     def _admit(self, view: ModelView, requests: Any) -> list[EditRequest]:
         """Every check that can be made before anything is computed."""

@@ -13,7 +13,6 @@ they are (R8), and decay pulls toward the original weight unless ``decay_to="zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -21,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.capabilities import readout
+from workbench.capabilities import hooks, readout
 from workbench.editors.base import Editor, storage_dtype
 from workbench.editors.presets import Preset, options_for
 from workbench.edits import Delta
@@ -48,7 +47,7 @@ class FT(Editor):
         layers: layers whose down projection is trained.
         steps: epochs over the batch.
         lr: Adam learning rate.
-        objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released).
+        objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released; decoders).
         stop_loss: a mini-batch below is skipped; training ends when an epoch's mean is below.
         mini_batch: requests of one Adam step.
         seed: unused by the computation, which is deterministic; kept with the record.
@@ -76,6 +75,11 @@ class FT(Editor):
                 f"{name}: objective={self.objective!r} is unknown."
                 + did_you_mean(self.objective, OBJECTIVES)
             )
+        if view.kind != DECODER and self.objective != "target_new":
+            raise OptionError(
+                f"{name}: objective={self.objective!r} reads the last token of a decoder's prompt, "
+                f"{view.name} is an {view.kind}: use objective='target_new'."
+            )
         if view.kind == DECODER and not view.capabilities.readout:
             raise UnsupportedEditorError(
                 f"{name} on {view.name}: it needs the capability 'readout', but "
@@ -98,7 +102,8 @@ class FT(Editor):
         }
         optimizer = torch.optim.Adam(changes.values(), lr=self.lr)
         history: list[float] = []
-        with Bar("fine-tuning", self.steps) as bar, frozen(view.model), _shifted(view, changes):
+        shifted = hooks(_shifted(view, changes))
+        with Bar("fine-tuning", self.steps) as bar, frozen(view.model), shifted:
             for _ in range(self.steps):
                 history.append(self._epoch(view, losses, changes, optimizer))
                 bar.step()
@@ -202,9 +207,8 @@ class FTW(FT):
         return self.decay * (change + origin)
 
 
-@contextmanager
-def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -> Iterator[None]:
-    """The model answers as if each weight were larger by its change."""
+def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -> Iterator[Any]:
+    """Hooks by which the model answers as if each weight were larger by its change."""
 
     def shift(change: Tensor) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -212,15 +216,10 @@ def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -
 
         return hook
 
-    handles = [
+    return (
         view.value_module(layer).register_forward_hook(shift(change))
         for layer, change in changes.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
 
 
 def _loss_function(
@@ -255,7 +254,7 @@ def _decoder_loss(
         for layer in range(start, view.n_layers):
             hidden = blocks.run(layer, hidden)
         logits = readout(view.model, view.layout, hidden[rows, columns])
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logp = _widened(logits).log_softmax(-1)
         nll = -logp.gather(1, label.to(logp.device)[:, None])[:, 0]
         return (nll * weight.to(nll)).sum()
 
@@ -269,7 +268,7 @@ def _classifier_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callab
     label = torch.tensor([view.labels.index(r.target_new) for r in requests], device=view.device)
 
     def loss() -> Tensor:
-        return nn.functional.cross_entropy(view.model(**inputs).logits.float(), label)
+        return nn.functional.cross_entropy(_widened(view.model(**inputs).logits), label)
 
     return loss
 
@@ -284,10 +283,14 @@ def _full_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callable[[],
 
     def loss() -> Tensor:
         out = view.model(input_ids=ids, attention_mask=mask.long(), labels=labels)
-        logp = out.logits.float().log_softmax(-1)
+        logp = _widened(out.logits).log_softmax(-1)
         return -(logp.gather(2, labels[..., None])[..., 0] * weight).sum()
 
     return loss
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _down(layer: int, **options: Any) -> dict[str, Any]:

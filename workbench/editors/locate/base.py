@@ -173,11 +173,11 @@ class LocateEditor(Editor):
                 self._write(view, [r], texts, moments, targets.only([i]))
                 for i, r in enumerate(batch)
             ]
-        seconds = (time.perf_counter() - began) / len(batch)
-        return [
-            self._finish(view, [r], deltas, extra, seconds)
-            for r, (deltas, extra) in zip(batch, found, strict=True)
-        ]
+            seconds = (time.perf_counter() - began) / len(batch)
+            return [
+                self._finish(view, [r], deltas, extra, seconds)
+                for r, (deltas, extra) in zip(batch, found, strict=True)
+            ]
 
     def _compute(
         self,

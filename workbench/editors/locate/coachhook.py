@@ -56,7 +56,7 @@ class CoachHook(LocateEditor):
     """Consecutive batch editing with hook layers.
 
     Args:
-        lam: λ (``mom2_update_weight``).
+        lam: λ (``mom2_update_weight``); None takes ``d_mlp``, as for NSE.
         alpha_z: threshold of a layer that was not edited before.
         gate: ``masked`` or ``reference`` statistics, see :mod:`workbench.adapters`.
         generation: what tokens after the prompt do: ``running`` or ``off``.
@@ -72,7 +72,7 @@ class CoachHook(LocateEditor):
     """
 
     clamp: float = 0.75
-    lam: float
+    lam: float | None = None
     alpha_z: float = 2.2
     gate: str = "masked"
     generation: str = "running"
@@ -88,7 +88,7 @@ class CoachHook(LocateEditor):
         one_of("CoachHook", "gate", self.gate, GATES)
         one_of("CoachHook", "generation", self.generation, GENERATION)
         one_of("CoachHook", "alpha_from", self.alpha_from, ALPHA_FROM)
-        if not self.lam > 0:
+        if self.lam is not None and not self.lam > 0:
             raise OptionError(f"CoachHook: lam={self.lam} must be above 0.")
         if self.margin < 0:
             raise OptionError(f"CoachHook: margin={self.margin} must not be negative.")
@@ -107,7 +107,7 @@ class CoachHook(LocateEditor):
                 view, requests, texts, self.layers, targets.z,
                 lambda layer, keys: ridge_after(grown[layer], keys),
             )  # fmt: skip
-            report = self._report(targets, writes, moments)
+            report = self._report(view, targets, writes, moments)
             return list(deltas_of(view, writes)), {"keys": keys_of(view, writes), "report": report}
         before = {x: self._before(view, x) for x in self.layers}
         weights = [e for e in view.stack if isinstance(e, WeightEdit)]
@@ -119,14 +119,17 @@ class CoachHook(LocateEditor):
         with view.as_if(*weights):
             bare = Sweep(view, requests, BARE, self.layers, whole=True)
             after, rows = self._thresholds(bare, after)
-        report = self._report(targets, writes, moments) | {"alpha": rows}
+        report = self._report(view, targets, writes, moments) | {"alpha": rows}
         pieces = [self._piece(view, w, after[w.layer]) for w in writes]
         return pieces, {"keys": keys_of(view, writes), "report": report}
 
     def _grown(self, view: ModelView, layer: int, moment: SecondMoment) -> Grown:
         if self.accumulate:
-            return grown_factor(view, layer, moment.factor, self.lam)
-        return Grown(moment.factor, self.lam)
+            return grown_factor(view, layer, moment.factor, self._lam(view))
+        return Grown(moment.factor, self._lam(view))
+
+    def _lam(self, view: ModelView) -> float:
+        return float(view.d_mlp if self.lam is None else self.lam)
 
     def _before(self, view: ModelView, layer: int) -> HookLayer:
         """The hook layer that is there, or one that does nothing yet."""
@@ -211,10 +214,15 @@ class CoachHook(LocateEditor):
         return as_adapter(view.weight_name(write.layer), own)
 
     def _report(
-        self, targets: Targets, writes: list[LayerWrite], moments: Mapping[int, SecondMoment]
+        self,
+        view: ModelView,
+        targets: Targets,
+        writes: list[LayerWrite],
+        moments: Mapping[int, SecondMoment],
     ) -> dict[str, Any]:
-        report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, self.lam))
-        report["solver"] = [{"layer": w.layer, "lam": self.lam} for w in writes]
+        lam = self._lam(view)
+        report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, lam))
+        report["solver"] = [{"layer": w.layer, "lam": lam} for w in writes]
         return report
 
     @classmethod
@@ -237,8 +245,7 @@ class CoachHook(LocateEditor):
         Raises:
             OptionError: as :meth:`Editor.preset`, or if ``n_layers`` is below 1.
         """
-        options = {"lam": float(view.d_mlp)} | options_for(PRESETS, view, name, "CoachHook", 5)
-        options |= overrides
+        options = options_for(PRESETS, view, name, "CoachHook", 5) | overrides
         if n_layers is not None:
             if n_layers < 1:
                 raise OptionError(f"CoachHook: n_layers={n_layers} must be at least 1.")

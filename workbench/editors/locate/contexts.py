@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.model import ModelView
+from workbench.progress import Bar
 from workbench.sampling import sample
 
 __all__ = ["RECIPES", "Contexts", "contexts"]
@@ -80,10 +81,11 @@ def _generate(view: ModelView, recipe: str, seed: int) -> list[str]:
         seeds = [tok(word)["input_ids"] for word in MEMIT_SEEDS]
         lengths = (10,) * len(seeds)
     texts = []
-    with view.pristine():
+    n_tokens = sum(n - len(s) for s, n in zip(seeds, lengths, strict=True))
+    with view.pristine(), Bar("sampling contexts", n_tokens) as bar:
         for length in sorted(set(lengths)):
             chosen = [s for s, n in zip(seeds, lengths, strict=True) if n == length]
-            rows = sample(view, chosen, max_length=length, top_k=5, seed=seed + length)
+            rows = sample(view, chosen, max_length=length, top_k=5, seed=seed + length, bar=bar)
             texts += [_clean(tok.decode(row, skip_special_tokens=True)) for row in rows]
     return [f"{text}. {{}}" for text in texts]
 

@@ -47,7 +47,9 @@ class NSE(LocateEditor):
     """Neuron-level sequential editing.
 
     Args:
-        lam: λ, weight of the corpus against one edit.
+        lam: λ, weight of the corpus against one edit. None: ``d_mlp``, which writes about two
+            thirds of a residual in one layer where subject keys have twice the corpus's mean
+            leverage (spec 12).
         neuron_threshold: p, share of the score that the chosen neurons must reach; 1 chooses all.
         selection: ``paper`` or ``repo``, see :data:`workbench.editors.locate.selection.RULES`.
         alpha: a request is done once ``‖z − h‖`` is at most this (residual units).
@@ -64,7 +66,7 @@ class NSE(LocateEditor):
     """
 
     clamp: float = 0.75
-    lam: float
+    lam: float | None = None
     neuron_threshold: float = 0.8
     selection: str = "paper"
     alpha: float = 0.0
@@ -79,9 +81,10 @@ class NSE(LocateEditor):
 
     def _check(self, view: ModelView) -> None:
         super()._check(view)
-        for option, low in (("lam", 0), ("neuron_threshold", 0), ("upper_bound", 0)):
-            if not getattr(self, option) > low:
-                raise OptionError(f"NSE: {option}={getattr(self, option)} must be above {low}.")
+        for option in ("lam", "neuron_threshold", "upper_bound"):
+            value = getattr(self, option)
+            if value is not None and not value > 0:
+                raise OptionError(f"NSE: {option}={value} must be above 0.")
         for option, least in (("alpha", 0), ("max_iterations", 2), ("n_clusters", 1)):
             if getattr(self, option) < least:
                 raise OptionError(
@@ -133,7 +136,7 @@ class NSE(LocateEditor):
                 {"request": i, "prompt": requests[i].text, "distance": significant(d)}
                 for i, d in sorted(run.refused.items())
             ],
-            "solver": [{"layer": x, "lam": self.lam} for x in sorted(self.layers)],
+            "solver": [{"layer": x, "lam": run.lam} for x in sorted(self.layers)],
         }
         return deltas, {"keys": keys, "report": report}
 
@@ -144,9 +147,7 @@ class NSE(LocateEditor):
         ``paper`` has no upper bound and the paper's selection rule at the released thresholds.
         """
         options = options_for(PRESETS, view, name, "NSE", 5)
-        # subject keys have about twice the corpus's mean leverage, d_mlp (spec 12): two thirds
-        # of a residual is then written in one layer
-        return cls(**({"lam": float(view.d_mlp)} | options | overrides))
+        return cls(**(options | overrides))
 
 
 @dataclass
@@ -164,6 +165,11 @@ class _Rounds:
     layer_rows: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[int, float] = field(default_factory=dict)
     final_keys: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def lam(self) -> float:
+        """λ, also where the option leaves it open."""
+        return float(self.view.d_mlp if self.editor.lam is None else self.editor.lam)
 
     def write(self) -> list[Delta]:
         """Round after round, each on the weights the last one left."""
@@ -250,9 +256,9 @@ class _Rounds:
         e, factor = self.editor, self.moments[layer].factor
         if len(chosen) == keys.shape[0] and not before.shape[1]:
             if e.accumulate:
-                return ridge_after(grown_factor(self.view, layer, factor, e.lam), keys)
-            return ridge(factor, keys, e.lam)
-        a = e.lam * self.moments[layer].matrix[chosen][:, chosen].to(torch.float64)
+                return ridge_after(grown_factor(self.view, layer, factor, self.lam), keys)
+            return ridge(factor, keys, self.lam)
+        a = self.lam * self.moments[layer].matrix[chosen][:, chosen].to(torch.float64)
         if e.accumulate:
             a = a + key_gram(self.view, layer)[chosen][:, chosen]
         held = torch.cat([before, keys], dim=1)[chosen.to(keys.device)].to(a)

@@ -10,7 +10,6 @@ only blocks above the layer and only columns from the subject on are run (spec 6
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.capabilities import tensor_of, with_tensor
+from workbench.capabilities import hooks, tensor_of, with_tensor
 from workbench.editors.locate.contexts import Contexts
 from workbench.errors import NumericalError
 from workbench.facts import EditRequest
@@ -310,14 +309,13 @@ class _Chunk:
     def _forward(self, replay: Replay, delta: Tensor) -> Tensor:
         spread = delta.repeat_interleave(self.rows_each, dim=0)
         if self.inside:
-            with self._injected(spread):
+            with hooks(self._injected(spread)):
                 return replay.run(replay.hidden)
         first = (replay.hidden[:, :1].to(self.dtype) + spread[:, None]).to(replay.hidden.dtype)
         return replay.run(torch.cat([first, replay.hidden[:, 1:]], dim=1))
 
-    @contextmanager
-    def _injected(self, spread: Tensor) -> Iterator[None]:
-        """Add the vectors at column 0 of the value, or of the block's output."""
+    def _injected(self, spread: Tensor) -> Iterator[Any]:
+        """A hook that adds the vectors at column 0 of the value, or of the block's output."""
 
         def add(x: Tensor) -> Tensor:
             full = x.view(spread.shape[0], -1, x.shape[-1])
@@ -329,11 +327,7 @@ class _Chunk:
 
         value = self.part == "value"
         module = self.view.value_module(self.layer) if value else self.view.block(self.layer)
-        handle = module.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+        yield module.register_forward_hook(hook)
 
     def _compact(
         self, replay: Replay, members: list[_Rows], keep: Tensor
