@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
     from workbench.inspectors import weight_drift
-    from workbench.metrics import next_tokens, score, summary
+    from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
     from workbench.plots import (
         plot_closure,
@@ -78,6 +78,7 @@ _ROOMS = {
     "EditRequest": "facts",
     "Probe": "facts",
     "weight_drift": "inspectors",
+    "downstream": "metrics",
     "next_tokens": "metrics",
     "score": "metrics",
     "summary": "metrics",
@@ -116,6 +117,7 @@ __all__ = [
     "WeightEdit",
     "WorkbenchError",
     "datasets",
+    "downstream",
     "errors",
     "export_peft",
     "load",
