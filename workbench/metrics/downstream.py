@@ -178,9 +178,10 @@ def _few_shots(tasks: list[str], few_shots: FewShots) -> dict[str, int]:
                     f"({', '.join(tasks)}): name the task in tasks=, or leave the number out."
                 )
         numbers = [few_shots.get(name, 0) for name in tasks]
+    elif isinstance(few_shots, Iterable):
+        numbers = list(few_shots)
     else:
-        several = isinstance(few_shots, Iterable)
-        numbers = list(few_shots) if several else [few_shots] * len(tasks)  # type: ignore
+        numbers = [few_shots] * len(tasks)
     if len(numbers) != len(tasks):
         raise OptionError(
             f"few_shots has {len(numbers)} numbers for {len(tasks)} tasks ({', '.join(tasks)}): "
