@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
     from workbench.inspectors import weight_drift
-    from workbench.metrics import next_tokens, score, summary
+    from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
     from workbench.plots import (
         plot_closure,
@@ -81,6 +81,7 @@ _ROOMS = {
     "EditRequest": "facts",
     "Probe": "facts",
     "weight_drift": "inspectors",
+    "downstream": "metrics",
     "next_tokens": "metrics",
     "score": "metrics",
     "summary": "metrics",
@@ -121,6 +122,7 @@ __all__ = [
     "WeightEdit",
     "WorkbenchError",
     "datasets",
+    "downstream",
     "errors",
     "export_peft",
     "load",

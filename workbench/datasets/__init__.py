@@ -9,6 +9,7 @@ validated one by one, and the returned list carries a ``.report`` of what was le
 
 from workbench.datasets.corpora import snippets, texts
 from workbench.datasets.counterfacts import counterfact, multi_counterfact
+from workbench.datasets.downstream import TASKS, TaskItem, task_items
 from workbench.datasets.generic import SCHEMAS, load_cases
 from workbench.datasets.own import facts, tiny
 from workbench.datasets.questions import easyedit, zsre
@@ -18,8 +19,10 @@ from workbench.datasets.sources import SOURCES, fetch, where
 __all__ = [
     "SCHEMAS",
     "SOURCES",
+    "TASKS",
     "Cases",
     "LoadReport",
+    "TaskItem",
     "counterfact",
     "easyedit",
     "facts",
@@ -27,6 +30,7 @@ __all__ = [
     "load_cases",
     "multi_counterfact",
     "snippets",
+    "task_items",
     "texts",
     "tiny",
     "where",

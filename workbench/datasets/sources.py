@@ -93,6 +93,12 @@ SOURCES: dict[str, Source] = {
         page="https://huggingface.co/datasets/tomh/grace-scotus",
         about="SCOTUS stream of GRACE, columns text and label",
     ),
+    "downstream": Source(
+        file="downstream/ (a folder: sst2.json, mrpc.json, ...)",
+        page="https://github.com/scalable-model-editing/unified-model-editing/tree/main/glue_eval",
+        about="nine small tasks for general ability, pickled lists of records to be saved as JSON "
+        "under the same names (hellaswag: records with ctx, endings and label); wb.downstream",
+    ),
     "grace_hallucination": Source(
         file="(a hub data set)",
         page="https://huggingface.co/datasets/potsawee/wiki_bio_gpt3_hallucination",

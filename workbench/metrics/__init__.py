@@ -6,6 +6,7 @@ scores = wb.score(view, cases, reference=before)
 wb.summary(scores)
 """
 
+from workbench.metrics.downstream import downstream, downstream_items, downstream_summary
 from workbench.metrics.generation import generate_text, next_tokens
 from workbench.metrics.language import (
     consistency,
@@ -22,6 +23,9 @@ __all__ = [
     "PROTOCOLS",
     "Reference",
     "consistency",
+    "downstream",
+    "downstream_items",
+    "downstream_summary",
     "fluency",
     "generate_text",
     "harmonic_mean",

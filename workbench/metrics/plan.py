@@ -73,7 +73,7 @@ def make_plan(view: ModelView, pairs: Sequence[Pair]) -> Plan:
         RequestError: for a text without tokens, one that is too long, or an unknown label.
     """
     if view.kind == DECODER:
-        return assemble(_decoder_queries(view, pairs), merge=_is_causal(view))
+        return assemble(_decoder_queries(view, pairs), merge=is_causal(view))
     if view.kind == ENCODER_CLASSIFIER:
         return assemble(_class_queries(view, pairs))
     return assemble(_seq2seq_queries(view, pairs))
@@ -128,7 +128,7 @@ def _size(row: TokenRow) -> int:
     return sum(len(part) for part in row)
 
 
-def _is_causal(view: ModelView) -> bool:
+def is_causal(view: ModelView) -> bool:
     """Adapters may look at a whole row (gates, key positions); then each row is run as it is."""
     return not view.adapters
 
