@@ -280,8 +280,9 @@ def _lab(args: argparse.Namespace, rest: list[str]) -> int:
     first = next((top / n for n in FIRST_NOTEBOOKS if (top / n).is_file()), None)
     if first is None:
         raise WorkbenchError(f"there is no notebook under {top}: get the repository again.")
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={top}", str(first)]
-    return subprocess.call([*command, *rest])
+    where = f"/lab/tree/{first.relative_to(top).as_posix()}"  # the printed address opens it, too
+    options = [f"--ServerApp.root_dir={top}", f"--LabApp.default_url={where}"]
+    return subprocess.call([sys.executable, "-m", "jupyterlab", *options, *rest])
 
 
 def _notebooks() -> Path:
