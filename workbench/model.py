@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -255,6 +256,15 @@ class ModelView:
                 self._install(before)
                 raise
             return gone
+
+    def check(self) -> pd.DataFrame:
+        """Whether entries that stand beside weights still open on their own prompts.
+
+        Returns:
+            The table of :func:`workbench.inspectors.check_entries`.
+        """
+        table: pd.DataFrame = importlib.import_module("workbench.inspectors").check_entries(self)
+        return table
 
     @contextmanager
     def applied(self, *edits: Edit) -> Iterator[ModelView]:

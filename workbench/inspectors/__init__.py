@@ -1,5 +1,19 @@
 """Inspectors return tables: what moved, where, by how much."""
 
 from workbench.inspectors.drift import weight_drift
+from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates
+from workbench.inspectors.keys import closures, key_conflicts, key_table
+from workbench.inspectors.neurons import neuron_counts, neuron_selections, neuron_table
 
-__all__ = ["weight_drift"]
+__all__ = [
+    "alpha_history",
+    "check_entries",
+    "closures",
+    "hook_gates",
+    "key_conflicts",
+    "key_table",
+    "neuron_counts",
+    "neuron_selections",
+    "neuron_table",
+    "weight_drift",
+]

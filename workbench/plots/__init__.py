@@ -6,6 +6,13 @@ No function here computes with a model or shows anything; figures carry their fi
 
 from __future__ import annotations
 
+from workbench.plots.inside import (
+    plot_alpha,
+    plot_closures,
+    plot_conflicts,
+    plot_hooks,
+    plot_neurons,
+)
 from workbench.plots.layers import plot_drift, plot_layer_sweep
 from workbench.plots.optimization import plot_closure, plot_target_trace
 from workbench.plots.scores import plot_summary
@@ -18,6 +25,11 @@ __all__ = [
     "Shown",
     "alt_text",
     "bundle",
+    "plot_alpha",
+    "plot_closures",
+    "plot_conflicts",
+    "plot_hooks",
+    "plot_neurons",
     "plot_closure",
     "plot_drift",
     "plot_layer_sweep",

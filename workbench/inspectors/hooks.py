@@ -1,0 +1,140 @@
+"""What hook layers do, token by token (CoachHook; spec locate-then-edit 2.7 and 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from workbench.adapters import Gates
+from workbench.edits import AdapterEdit
+from workbench.errors import OptionError
+from workbench.model import ModelView
+from workbench.replay import run_rows
+from workbench.tokens import Item, context_length, encode, encode_request
+
+__all__ = ["alpha_history", "check_entries", "hook_gates"]
+
+
+@torch.no_grad()
+def hook_gates(view: ModelView, prompts: str | Sequence[str]) -> pd.DataFrame:
+    """Scores and gates of every token of some prompts, at every hook layer.
+
+    Args:
+        view: a model with hook layers on its stack.
+        prompts: literal texts; each is a whole prompt.
+
+    Returns:
+        One row a prompt, layer and token: ``prompt`` (its number), ``layer, pos, token, nu`` (size
+        of the difference, residual units), ``z, alpha, open, bound`` ((T − 1)/√T, which no score
+        of T tokens can exceed).
+
+    Raises:
+        OptionError: if there is no hook layer, or no prompt.
+
+    Example:
+        >>> wb.hook_gates(view, "The mother tongue of Danielle Darrieux is").query("open")
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not view.adapters:
+        raise OptionError(
+            "no hook layer is on the stack: view.push(wb.CoachHook.preset(view).edit(...))."
+        )
+    if not texts:
+        raise OptionError("prompts is empty: give at least one text.")
+    limit = context_length(view.model.config)
+    ids = [e.ids for e in encode(view.tokenizer, [Item(t) for t in texts], max_length=limit)]
+    seen = _gates(view, ids)
+    rows: list[dict[str, Any]] = []
+    for i, row in enumerate(ids):
+        n = len(row)
+        tokens = [view.tokenizer.decode([t]) for t in row]
+        for layer, gates in sorted(seen.items()):
+            for pos in range(n):
+                rows.append(
+                    {
+                        "prompt": i,
+                        "layer": layer,
+                        "pos": pos,
+                        "token": tokens[pos],
+                        "nu": float(gates.nu[i, pos]),
+                        "z": float(gates.z[i, pos]),
+                        "alpha": gates.alpha,
+                        "open": bool(gates.open[i, pos]),
+                        "bound": (n - 1) / math.sqrt(n),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def alpha_history(view: ModelView) -> pd.DataFrame:
+    """Thresholds after each CoachHook edit on the stack.
+
+    Returns:
+        One row an entry and layer: ``entry, layer, alpha_before, alpha, weakest`` (the score of
+        the batch that is lowest), ``cannot_open`` (prompts whose score is undefined).
+
+    Raises:
+        OptionError: if no CoachHook edit is on the stack.
+
+    Example:
+        >>> wb.alpha_history(view).pivot(index="entry", columns="layer", values="alpha")
+    """
+    rows = [
+        {"entry": i, **row}
+        for i, edit in enumerate(view.stack)
+        if isinstance(edit, AdapterEdit)
+        for row in edit.report.get("alpha", [])
+    ]
+    if not rows:
+        raise OptionError(
+            "no CoachHook edit is on the stack: view.push(wb.CoachHook.preset(view).edit(...))."
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def check_entries(view: ModelView) -> pd.DataFrame:
+    """Whether the hook layers on the stack still open on the prompts they were made for.
+
+    Returns:
+        One row an entry, request and layer: ``entry, editor, request, prompt, layer, z, alpha,
+        open`` at the subject's last token.
+
+    Example:
+        >>> view.check().query("not open")
+    """
+    rows: list[dict[str, Any]] = []
+    for entry, edit in enumerate(view.stack):
+        if not isinstance(edit, AdapterEdit):
+            continue
+        encoded = [encode_request(view.tokenizer, r, with_target=False)[0] for r in edit.requests]
+        seen = _gates(view, [e.ids for e in encoded])
+        layers = [x for x in sorted(seen) if view.weight_name(x) in edit.parameters]
+        for i, (request, row) in enumerate(zip(edit.requests, encoded, strict=True)):
+            for layer in layers:
+                gates = seen[layer]
+                rows.append(
+                    {
+                        "entry": entry,
+                        "editor": edit.editor,
+                        "request": i,
+                        "prompt": request.text,
+                        "layer": layer,
+                        "z": float(gates.z[i, row.pivot]),
+                        "alpha": gates.alpha,
+                        "open": bool(gates.open[i, row.pivot]),
+                    }
+                )
+    names = ["entry", "editor", "request", "prompt", "layer", "z", "alpha", "open"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _gates(view: ModelView, ids: Sequence[Sequence[int]]) -> dict[int, Gates]:
+    seen: dict[int, Gates] = {}
+    with view.writing("gates"), view.reading(gates=seen):
+        run_rows(view, ids)
+    return seen
