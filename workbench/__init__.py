@@ -34,17 +34,22 @@ if TYPE_CHECKING:
     )
     from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
+    from workbench.experiment import Alarm, moments, open_stack, stream
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
+    from workbench.forgetting import inflection, retention, survival, survival_map
     from workbench.inspectors import weight_drift
     from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
     from workbench.plots import (
         plot_closure,
         plot_drift,
+        plot_forgetting,
         plot_layer_sweep,
+        plot_moments,
         plot_next_tokens,
         plot_summary,
+        plot_survival_map,
         plot_target_trace,
     )
     from workbench.pretrained import load
@@ -76,6 +81,10 @@ _ROOMS = {
     "ROME": "editors",
     "Editor": "editors",
     "WorkbenchError": "errors",
+    "Alarm": "experiment",
+    "moments": "experiment",
+    "open_stack": "experiment",
+    "stream": "experiment",
     "export_peft": "export",
     "EditCase": "facts",
     "EditRequest": "facts",
@@ -88,12 +97,19 @@ _ROOMS = {
     "ModelView": "model",
     "plot_closure": "plots",
     "plot_drift": "plots",
+    "plot_forgetting": "plots",
     "plot_layer_sweep": "plots",
+    "plot_moments": "plots",
     "plot_next_tokens": "plots",
     "plot_summary": "plots",
+    "plot_survival_map": "plots",
     "plot_target_trace": "plots",
     "load": "pretrained",
     "progress_to": "progress",
+    "inflection": "forgetting",
+    "retention": "forgetting",
+    "survival": "forgetting",
+    "survival_map": "forgetting",
     "SecondMoment": "stats",
     "second_moments": "stats",
 }
@@ -110,6 +126,7 @@ __all__ = [
     "FTW",
     "MEMIT",
     "ROME",
+    "Alarm",
     "Delta",
     "Edit",
     "EditCase",
@@ -125,21 +142,31 @@ __all__ = [
     "downstream",
     "errors",
     "export_peft",
+    "inflection",
     "load",
     "load_edit",
     "metrics",
+    "moments",
     "next_tokens",
+    "open_stack",
     "plot_closure",
     "plot_drift",
+    "plot_forgetting",
     "plot_layer_sweep",
+    "plot_moments",
     "plot_next_tokens",
     "plot_summary",
+    "plot_survival_map",
     "plot_target_trace",
     "plots",
     "progress_to",
+    "retention",
     "score",
     "second_moments",
+    "stream",
     "summary",
+    "survival",
+    "survival_map",
     "weight_drift",
 ]
 
