@@ -115,6 +115,31 @@ def test_language_and_other_facts_are_watched(tiny: ModelView, tmp_path: Path) -
     assert "weight_distance" not in value
 
 
+def test_tasks_are_followed(tiny: ModelView, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[tuple[int, dict[str, Any]]] = []
+
+    def tasks(view: ModelView, **options: Any) -> pd.DataFrame:
+        asked.append((len(view.stack), options))
+        row = {"task": "sst2", "n": 8, "accuracy": 0.5, "low": 0.2, "high": 0.8, "f1": 0.4}
+        return pd.DataFrame([row, {**row, "task": "cola"}])
+
+    monkeypatch.setattr("workbench.experiment.watch.downstream", tasks)
+    options = {"tasks": ("sst2", "cola"), "tests": 8}
+    watch = {"downstream": 4, "weights": None}
+    streams.run(tmp_path, tiny, cases=wb.datasets.tiny(limit=8), downstream=options, watch=watch)
+    assert asked == [(n, options) for n in (0, 2, 4)]
+    table = wb.moments(tmp_path).set_index(["metric", "task", "step"])
+    assert table.loc[("downstream_accuracy", "cola", 8), ["value", "n", "high"]].tolist() == [
+        0.5,
+        8,
+        0.8,
+    ]
+    assert table.loc[("downstream_f1", "sst2", 4), "value"] == 0.4
+    tiny.reset()
+    with pytest.raises(OptionError, match="tasks"):
+        streams.run(tmp_path / "none", tiny, watch=watch)
+
+
 # -------------------------------------------------------------------- cached evaluation
 
 
@@ -204,6 +229,39 @@ def test_an_interrupted_run_goes_on(
     assert RunFolder(out).status()["state"] == "interrupted" and not RunFolder(out).complete
     streams.same(streams.run(out, tiny), calm[1])
     streams.same(wb.moments(out), wb.moments(calm[0]))
+
+
+EDITORS: dict[str, dict[str, Any]] = {
+    "ROME": {"layers": (1,)},
+    "MEMIT": {"layers": (1, 2), "lam": 2.0, "accumulate": True},
+    "NSE": {"layers": (1, 2), "lam": 2.0},
+    "AlphaEdit": {"layers": (1, 2), "threshold": 2.0, "l2": 2.0},
+    "CoachHook": {"layers": (1, 2), "lam": 2.0},
+    "FTL": {"layers": (1,), "steps": 4, "lr": 1e-2, "epsilon": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_every_kind_of_editor_goes_on(make_view: Any, tmp_path: Path, name: str) -> None:
+    view, options = make_view("gpt2"), EDITORS[name]
+    if not name.startswith("FT"):
+        options = {"steps": 4, "templates": ("{}",), "corpus": "identity", **options}
+    editor = wb.EDITORS[name](**options)
+    facts = wb.datasets.facts(limit=60)
+    cases = [c for c in facts if c.request.subject and len(c.request.subject) < 14][:6]
+    watch = {"weights": 1, "perplexity": None, "upstream": None, "hidden_shift": 2}
+    size = 1 if name == "ROME" else 2
+    calls: dict[str, Any] = {"editor": editor, "cases": cases, "watch": watch, "batch_size": size}
+    rows = streams.run(tmp_path / "calm", view, **calls)
+    whole = [e.id for e in view.stack]
+    view.reset()
+    stop = streams.sink_that_stops(f"stream {name}", 2, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt), wb.progress_to(stop):
+        streams.run(tmp_path / "cut", view, **calls)
+    again = make_view("gpt2")
+    streams.same(streams.run(tmp_path / "cut", again, **calls), rows)
+    assert [e.id for e in again.stack] == whole and len(whole) == 6 // size
+    streams.same(wb.moments(tmp_path / "cut"), wb.moments(tmp_path / "calm"))
 
 
 @pytest.mark.parametrize("part", ["rows", "moments", "edits", "batches"])

@@ -26,7 +26,7 @@ from workbench.experiment.schedule import CHECKPOINTS
 from workbench.facts import EditCase, Probe
 from workbench.forgetting import wilson
 from workbench.layouts import DECODER
-from workbench.metrics import Reference, reference, score, text_likelihoods
+from workbench.metrics import Reference, downstream, reference, score, text_likelihoods
 from workbench.metrics.forward import BATCH_TOKENS, batches
 from workbench.model import ModelView
 from workbench.replay import run_rows
@@ -38,6 +38,8 @@ __all__ = ["METRICS", "Material", "Moment", "Watcher", "default_watch", "materia
 METRICS = ("weights", "hidden_shift", "perplexity", "upstream", "downstream", "memory", "seconds")
 #: Facts that stand for what the model knew, and for its language.
 N_FACTS = 200
+
+TASK_SCORES = ("accuracy", "f1", "generated_accuracy", "generated_f1")
 
 Row = dict[str, Any]
 
@@ -236,19 +238,15 @@ class Watcher:
         return list(self.material.upstream)
 
     def _downstream(self, moment: Moment) -> list[Row]:
-        try:
-            tasks: Any = importlib.import_module("workbench.metrics.downstream")
-        except ImportError as err:
-            raise OptionError(
-                "watch has 'downstream', which this version cannot measure: leave it out."
-            ) from err
+        if not self.material.downstream:
+            raise OptionError("watch has 'downstream': say which with downstream={'tasks': ...}.")
         rows = []
-        for task in tasks.downstream(self.view, **self.material.downstream).to_dict("records"):
-            for name in ("accuracy", "f1"):
+        for task in downstream(self.view, **self.material.downstream).to_dict("records"):
+            for name in (n for n in TASK_SCORES if n in task):
                 row = {"metric": f"downstream_{name}", "task": task["task"], "unit": "share"}
-                row |= {"value": task.get(name, math.nan), "n": task.get("n")}
+                row |= {"value": task[name], "n": task["n"]}
                 if name == "accuracy":
-                    row |= {"low": task.get("low"), "high": task.get("high")}
+                    row |= {"low": task["low"], "high": task["high"]}
                 rows.append(row)
         return rows
 
