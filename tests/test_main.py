@@ -7,8 +7,9 @@ import pytest
 
 from workbench import __main__ as cli
 from workbench.commands import _side_by_side
+from workbench.runs import RunFolder
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "summary")
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -110,6 +111,23 @@ def test_edit_score_and_summary_work_together(tmp_path, capsys):
     assert "1 edit; 3 cases" in out and "neighborhood" in out
     assert cli.main(["summary", table]) == 0
     assert "neighborhood" in capsys.readouterr().out
+
+
+def test_stream_and_summary_work_together(tmp_path, capsys):
+    words = ["stream", "tiny", "tiny", "--limit", "6", "--batch-size", "2", "--editor", "FT"]
+    for name in ("a", "b"):
+        assert cli.main([*words, "--out", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert "retained" in out and "6 edits" not in out and "3 edits; FT(" in out
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    assert cli.main(["summary", *runs, "--first", "2", "--over-runs"]) == 0
+    table = capsys.readouterr().out
+    assert "lowest" in table and "before" in table and "not finished" not in table
+    RunFolder(runs[1]).set_status("interrupted")
+    assert cli.main(["summary", *runs]) == 0
+    assert "not finished: b (6 of 6 cases, interrupted)" in capsys.readouterr().out
+    assert cli.main([*words, "--out", runs[0], "--batch-size", "3"]) == 2
+    assert "batch_size=2" in capsys.readouterr().err
 
 
 def test_an_unknown_editor_or_option_is_named(capsys):

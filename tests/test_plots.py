@@ -44,6 +44,20 @@ TRACE = pd.DataFrame(
         for s in range(5)
     ]
 )
+STREAM = pd.DataFrame(
+    [
+        {"edit_step": i, "case_id": i, "step": s, "exact": (s - i) % 3 != 2, "run": "one"}
+        for s in range(1, 9)
+        for i in range(1, s + 1)
+    ]
+).assign(kind="efficacy", success=True)
+MOMENTS = pd.DataFrame(
+    [
+        {"run": "one", "step": s, "metric": m, "layer": 5, "value": s * (2.0 + (m == "x"))}
+        for s in range(9)
+        for m in ("weight_distance", "perplexity", "hidden_shift")
+    ]
+)
 FIGURES = {
     "tokens": lambda **k: plots.plot_next_tokens(BEFORE, AFTER, target="English", **k),
     "summary": lambda **k: plots.plot_summary({"a": SUMMARY, "b": SUMMARY}, **k),
@@ -54,6 +68,12 @@ FIGURES = {
     "sweep": lambda **k: plots.plot_layer_sweep(SWEEP, chosen=2, **k),
     "closure": lambda **k: plots.plot_closure(CLOSURE, chosen=15.0, **k),
     "trace": lambda **k: plots.plot_target_trace(TRACE, **k),
+    "forgetting": lambda **k: plots.plot_forgetting(STREAM, moments=MOMENTS, **k),
+    "forgetting of two": lambda **k: plots.plot_forgetting(
+        pd.concat([STREAM, STREAM.assign(run="two")]), **k
+    ),
+    "survival": lambda **k: plots.plot_survival_map(STREAM, size="wide", **k),
+    "moments": lambda **k: plots.plot_moments(MOMENTS, marks=(4,), **k),
 }
 
 
@@ -220,3 +240,50 @@ def test_a_browser_that_does_not_start_is_given_up(monkeypatch):
     with pytest.warns(UserWarning, match="no stills of figures"):
         assert shown.still(plots.plot_drift(DRIFT)) is None
     assert shown.still(plots.plot_drift(DRIFT)) is None
+
+
+def test_forgetting_draws_each_curve_and_marks_the_collapse():
+    fig = plots.plot_forgetting(STREAM)
+    names = [t.name for t in fig.data if t.showlegend]
+    assert names == list(plots.forgetting.CURVES.values())
+    retained = next(t for t in fig.data if t.name == "earlier edits, right now")
+    assert list(retained.x) == list(range(1, 9)) and retained.y[2] == pytest.approx(2 / 3)
+    assert "after 8 edits" in plots.alt_text(fig) and not fig.layout.shapes
+    fallen = STREAM.assign(exact=(STREAM["step"] < 6) | (STREAM["step"] == STREAM["edit_step"]))
+    jumps = MOMENTS[MOMENTS["metric"] == "weight_distance"].copy()
+    jumps["value"] += 400 * (jumps["step"] >= 6)
+    fig = plots.plot_forgetting(fallen, moments=jumps)
+    assert fig.layout.shapes[0].x0 == 6 and "Inflection at 6 edits." in plots.alt_text(fig)
+
+
+def test_newest_edits_are_averaged_one_by_one_they_would_flicker():
+    rows = STREAM[STREAM["step"] == STREAM["edit_step"]].assign(exact=[True, False] * 4)
+    raw = plots.plot_forgetting(rows, window=1).data
+    smooth = plots.plot_forgetting(rows, window=4).data
+    newest = [next(t for t in d if t.name == "newest edits, right") for d in (raw, smooth)]
+    assert set(newest[0].y) == {0.0, 1.0} and newest[1].y[-1] == 0.5
+
+
+def test_a_survival_map_is_at_most_sixty_cells_wide_and_high():
+    many = pd.DataFrame(
+        [
+            {"edit_step": i, "case_id": i, "step": s, "exact": s < 150}
+            for s in range(2, 200)
+            for i in range(1, s + 1, 7)
+        ]
+    ).assign(kind="efficacy", success=True)
+    heat = plots.plot_survival_map(many).data[0]
+    assert np.asarray(heat.z).shape[0] <= 60 and np.asarray(heat.z).shape[1] <= 60
+    small = plots.plot_survival_map(STREAM).data[0]
+    assert list(small.y) == [str(i) for i in range(1, 9)] and list(small.x)[0] == "2"
+    assert np.asarray(small.z)[0][:3].tolist() == [1.0, 0.0, 1.0]  # right, forgotten, back
+    with pytest.raises(OptionError, match="one run"):
+        plots.plot_survival_map(pd.concat([STREAM, STREAM.assign(run="two")]))
+
+
+def test_moments_are_refused_by_name():
+    with pytest.raises(OptionError, match="perplexity"):
+        plots.plot_moments(MOMENTS, metrics=("perplexty",))
+    fig = plots.plot_moments(MOMENTS, metrics=("perplexity",))
+    assert len(fig.data) == 1 and list(fig.data[0].y) == [2.0 * s for s in range(9)]
+    assert "perplexity 0 → 16" in plots.alt_text(fig)

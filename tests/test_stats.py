@@ -30,8 +30,8 @@ from workbench.errors import (
 from workbench.facts import EditRequest
 from workbench.layouts import DECODER, LAYOUTS
 from workbench.model import ModelView
-from workbench.moments import SecondMoment
 from workbench.progress import progress_to
+from workbench.secondmoments import SecondMoment
 from workbench.stats import identity_moment, import_npz, require, second_moments
 from workbench.trace import Site, trace
 
@@ -214,7 +214,7 @@ def test_check_tells_a_good_matrix_from_a_poor_one(
     assert report["condition"] == pytest.approx(float(values[-1] / values[0]), rel=1e-6)
     assert 1 <= report["effective_rank"] <= view.d_mlp
     assert report["jitter"] == 0
-    monkeypatch.setattr("workbench.moments.EXACT_SPECTRUM", 1)
+    monkeypatch.setattr("workbench.secondmoments.EXACT_SPECTRUM", 1)
     assert moment.check()["condition"] == pytest.approx(report["condition"], rel=0.05)
     assert isinstance(moment.factor, linalg.Factor) and moment.factor is moment.factor
 

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the executed notebook (default: NAME.run.ipynb in the current folder)",
     )
-    for name in ("edit", "score", "stats", "summary"):
+    for name in THIN:
         _add_thin(commands, name)
     return parser
 
@@ -136,6 +136,10 @@ THIN = {
     "stats": (
         "compute the key statistics of layers and keep them",
         "workbench stats smollm2-135m --layers 5 6 7 8 --corpus self",
+    ),
+    "stream": (
+        "edit cases one batch after the other and measure on the way; start it again to continue",
+        "workbench stream tiny tiny --limit 40 --batch-size 10 --out data/runs/memit",
     ),
     "summary": (
         "summarize tables of scores: files or run folders",
@@ -177,7 +181,30 @@ ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
         ("--corpus", {"default": "self", "help": "self, a path, or a hub id"}),
         ("--tokens", {"type": int, "help": "tokens to average"}),
     ),
-    "summary": (("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),),
+    "stream": (
+        MODEL,
+        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
+        ("--out", {"required": True, "metavar": "FOLDER", "help": "the run's folder"}),
+        ("--editor", {"default": "MEMIT", "help": "an editor's name (default: %(default)s)"}),
+        (
+            "--option",
+            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
+        ),
+        ("--limit", {"type": int, "help": "only the first records"}),
+        ("--batch-size", {"type": int, "default": 1, "help": "facts an edit (default: 1)"}),
+        (
+            "--evaluate-at",
+            {"type": int, "nargs": "+", "metavar": "N", "help": "measure everything after N edits"},
+        ),
+        ("--dense-every", {"type": int, "metavar": "N", "help": "a subset every N edits as well"}),
+        ("--skip-errors", {"action": "store_true", "help": "leave out batches that fail"}),
+        ("--fresh", {"action": "store_true", "help": "delete an older run in this folder first"}),
+    ),
+    "summary": (
+        ("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),
+        ("--first", {"type": int, "metavar": "N", "help": "only the first N cases of every run"}),
+        ("--over-runs", {"action": "store_true", "help": "mean and deviation over runs"}),
+    ),
 }
 
 

@@ -1,9 +1,10 @@
-"""The commands ``edit``, ``score``, ``stats`` and ``summary``: thin words around the package."""
+"""The commands ``edit``, ``score``, ``stats``, ``stream`` and ``summary``: thin words."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from workbench.atomic import write_atomically
 from workbench.editors import find_editor
 from workbench.edits import load_edit
 from workbench.errors import DataError, OptionError
+from workbench.experiment import stream
 from workbench.facts import EditCase, EditRequest
+from workbench.forgetting import retention
 from workbench.metrics import next_tokens, score, summary
 from workbench.model import ModelView
 from workbench.pretrained import load
@@ -29,6 +32,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         "edit": _edit,
         "score": _score,
         "stats": _stats,
+        "stream": _stream,
         "summary": _summary,
     }
     return commands[name](args)
@@ -71,14 +75,42 @@ def _stats(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stream(args: argparse.Namespace) -> int:
+    view = load(args.model)
+    editor = find_editor(args.editor).preset(view, **_options(args.option))
+    rows = stream(
+        args.out,
+        view,
+        editor,
+        _cases(args.data, args.limit),
+        batch_size=args.batch_size,
+        evaluate_at=args.evaluate_at,
+        dense_every=args.dense_every,
+        on_error="skip" if args.skip_errors else "stop",
+        fresh=args.fresh,
+    )
+    curves = retention(rows).pivot(index="step", columns="curve", values="value")
+    print(f"{view.describe()}; {editor}")
+    _print(curves.reset_index())
+    _print(summary(rows))
+    print(f"saved: {args.out}")
+    return 0
+
+
 def _summary(args: argparse.Namespace) -> int:
     tables = [_read(r) if r.endswith((".csv", ".csv.gz")) else r for r in args.runs]
-    if len(tables) == 1:
-        _print(summary(tables[0]))
-        return 0
-    for run_name, table in zip(args.runs, tables, strict=True):
-        print(run_name)
-        _print(summary(table))
+    over = "runs" if args.over_runs else "cases"
+    together = [tables] if args.over_runs else [[t] for t in tables]
+    names = [", ".join(args.runs)] if args.over_runs else args.runs
+    for name, part in zip(names, together, strict=True):
+        if len(together) > 1:
+            print(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # said below
+            found = summary(part, first=args.first, over=over)
+        _print(found)
+        for run_name in found.attrs["incomplete"]:
+            print(f"not finished: {run_name}")
     return 0
 
 

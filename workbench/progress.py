@@ -62,6 +62,11 @@ class Bar:
         elif self._bar is not None:
             self._bar.update(n)
 
+    def note(self, text: str) -> None:
+        """Words behind the bar: pace, memory."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -31,7 +31,7 @@ from workbench.errors import DataError, OptionError, StatisticsError, StorageErr
 from workbench.fingerprint import fingerprint_of
 from workbench.keysums import KeySums, Plan, collect, pack, plan_batches, unpack
 from workbench.model import ModelView
-from workbench.moments import SecondMoment, identity_moment, import_npz, require, too_few
+from workbench.secondmoments import SecondMoment, identity_moment, import_npz, require, too_few
 from workbench.tokens import context_length
 
 __all__ = [

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.metrics.forward import Reading, run
+from workbench.metrics.forward import Reading, States, run
 from workbench.metrics.plan import Pair, Plan, make_plan
 from workbench.model import ModelView
 
-__all__ = ["Answer", "Tally", "answer", "kl_divergence", "tally"]
+__all__ = ["Answer", "Tally", "answer", "answers_of", "kl_divergence", "tally"]
 
 #: Called with each reading while its logits are there.
 Watch = Callable[[Reading, Tensor], None]
@@ -67,8 +67,26 @@ def answer(
         watch: given the plan, returns a function that sees every reading and its log-normalizer.
     """
     pairs = list(dict.fromkeys(pairs))
-    plan = make_plan(view, pairs)
-    found = tally(view, plan, batch_tokens=batch_tokens, watch=watch(plan) if watch else None)
+    return answers_of(view, make_plan(view, pairs), pairs, batch_tokens=batch_tokens, watch=watch)
+
+
+def answers_of(
+    view: ModelView,
+    plan: Plan,
+    pairs: Sequence[Pair],
+    *,
+    batch_tokens: int | None = None,
+    watch: Callable[[Plan], Watch] | None = None,
+    states: States | None = None,
+) -> dict[Pair, Answer]:
+    """Answers to the unique pairs a plan was made for; ``states`` as in ``forward.run``."""
+    found = tally(
+        view,
+        plan,
+        batch_tokens=batch_tokens,
+        watch=watch(plan) if watch else None,
+        states=states,
+    )
     predicted = found.argmax[plan.cell_spot].tolist()
     labels, log_prob = plan.cell_label.tolist(), found.log_prob
     answers = {}
@@ -86,13 +104,14 @@ def tally(
     batch_tokens: int | None = None,
     watch: Watch | None = None,
     phase: str = "score",
+    states: States | None = None,
 ) -> Tally:
     """Run a plan; keep the log-probability of every cell (float64) and the best of every spot."""
     log_prob = torch.empty(len(plan.cell_label), dtype=torch.float64)
     argmax = torch.empty(len(plan.spots), dtype=torch.long)
     order = torch.argsort(plan.cell_spot, stable=True)
     sorted_spot = plan.cell_spot[order]
-    for reading in run(view, plan, batch_tokens=batch_tokens, phase=phase):
+    for reading in run(view, plan, batch_tokens=batch_tokens, phase=phase, states=states):
         end = reading.start + len(reading.logits)
         edges = torch.searchsorted(sorted_spot, torch.tensor([reading.start, end])).tolist()
         cells = order[edges[0] : edges[1]]

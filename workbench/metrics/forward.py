@@ -6,7 +6,7 @@ positions and only these go through norm and head; otherwise the model's own log
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,10 @@ from workbench.progress import Bar
 from workbench.tokens import pad_right, pad_token
 from workbench.trace import Site, trace
 
-__all__ = ["Reading", "run"]
+__all__ = ["Reading", "States", "run"]
+
+#: Last residual of a batch of rows if it is at hand, None if the model has to be run.
+States = Callable[[Sequence[TokenRow]], Tensor | None]
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = {"cpu": 2048, "other": 32_768}
@@ -47,7 +50,12 @@ class Reading:
 
 @torch.no_grad()
 def run(
-    view: ModelView, plan: Plan, *, batch_tokens: int | None = None, phase: str = "score"
+    view: ModelView,
+    plan: Plan,
+    *,
+    batch_tokens: int | None = None,
+    phase: str = "score",
+    states: States | None = None,
 ) -> Iterator[Reading]:
     """Yield readings until every spot of the plan was read once, in order.
 
@@ -56,6 +64,8 @@ def run(
         plan: what to run.
         batch_tokens: padded tokens in a batch; None suits the device.
         phase: name of the progress phase, counted in rows.
+        states: gives last residuals without a full pass, for a decoder with a proved readout
+            (:class:`~workbench.metrics.prefixes.Prefixes`).
 
     Raises:
         OptionError: for ``batch_tokens < 1``.
@@ -69,7 +79,7 @@ def run(
         for begin, end in batches(plan.rows, batch_tokens):
             edges = torch.searchsorted(row_of_spot, torch.tensor([begin, end])).tolist()
             spots = plan.spots[edges[0] : edges[1]] - torch.tensor([begin, 0])
-            yield from _readings(view, plan.rows[begin:end], spots, edges[0])
+            yield from _readings(view, plan.rows[begin:end], spots, edges[0], states)
             bar.step(end - begin)
 
 
@@ -84,12 +94,12 @@ def batches(rows: list[TokenRow], batch_tokens: int) -> Iterator[tuple[int, int]
 
 
 def _readings(
-    view: ModelView, rows: list[TokenRow], spots: Tensor, start: int
+    view: ModelView, rows: list[TokenRow], spots: Tensor, start: int, given: States | None
 ) -> Iterator[Reading]:
     """Forward one batch, then read it out in pieces."""
     if view.kind == DECODER and view.capabilities.readout:
-        states = _last_residual(view, rows)
-        states = _gather(states, spots)
+        held = given(rows) if given is not None else None
+        states = _gather(_last_residual(view, rows) if held is None else held, spots)
         step = max(1, READOUT_ELEMENTS // view.model.config.get_text_config().vocab_size)
         for i in range(0, len(states), step):
             piece = states[i : i + step]

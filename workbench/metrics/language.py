@@ -117,7 +117,7 @@ def perplexity(
         view, texts, max_tokens=max_tokens, stride=stride, window=window, batch_tokens=batch_tokens
     )
     total = (table["nll"] * table["tokens"]).sum()
-    return math.exp(total / table["tokens"].sum())
+    return _exp(total / table["tokens"].sum())
 
 
 def text_likelihoods(
@@ -157,7 +157,12 @@ def text_likelihoods(
     table = pd.DataFrame({"text": owners, "tokens": counts, "nll": parts})
     table = table.groupby("text", as_index=False).sum()
     table["nll"] /= table["tokens"]
-    return table.assign(perplexity=table["nll"].map(math.exp))
+    return table.assign(perplexity=table["nll"].map(_exp))
+
+
+def _exp(nll: float) -> float:
+    """exp, infinite where a broken model's loss is beyond what a number holds."""
+    return math.exp(nll) if nll < 700 or math.isnan(nll) else math.inf
 
 
 def _queries(

@@ -19,7 +19,7 @@ from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.model import ModelView
 from workbench.tokens import Item, context_length, encode
 
-__all__ = ["Pair", "Plan", "Query", "assemble", "make_plan", "plan_prompts"]
+__all__ = ["Pair", "Plan", "Query", "assemble", "is_causal", "make_plan", "plan_prompts"]
 
 #: A prompt and a completion.
 Pair = tuple[str, str]

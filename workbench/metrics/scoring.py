@@ -28,7 +28,7 @@ from workbench.metrics.references import (
 )
 from workbench.model import ModelView
 
-__all__ = ["PROTOCOLS", "reference", "score"]
+__all__ = ["PROTOCOLS", "pairs_of", "probes_of", "reference", "score", "table_of"]
 
 #: How the literature reads the same numbers; see :func:`score`.
 PROTOCOLS = ("counterfact", "zsre", "easyedit")
@@ -127,13 +127,13 @@ def make_reference(
     view: ModelView, asked: Sequence[Asked], at: int, batch_tokens: int | None
 ) -> Reference:
     """A reference for probes."""
-    pairs = _pairs(asked)
+    pairs = pairs_of(asked)
     guarded = {(p.prompt, p.target) for _, _, p in asked if p.kind in GUARDED}
     watch = StateWatch(pairs, guarded)
     with view.at(at):
         answers = answer(view, pairs, batch_tokens=batch_tokens, watch=watch)
     states = torch.cat(watch.states) if watch.states else torch.empty(0)
-    table = _table(asked, answers)
+    table = table_of(asked, answers)
     return Reference(view.fingerprint, at, table, watch.rows, states, watch.residual)
 
 
@@ -178,7 +178,8 @@ def _protocol(protocol: str | None) -> str:
     return name
 
 
-def _pairs(asked: Sequence[Asked]) -> list[Pair]:
+def pairs_of(asked: Sequence[Asked]) -> list[Pair]:
+    """Every (prompt, completion) that probes ask for, once."""
     pairs = [(p.prompt, text) for _, _, p in asked for text in (p.target, p.foil) if text]
     return list(dict.fromkeys(pairs))
 
@@ -189,17 +190,17 @@ def _measure(
     reference: Reference | pd.DataFrame | None,
     batch_tokens: int | None,
 ) -> pd.DataFrame:
-    pairs = _pairs(asked)
+    pairs = pairs_of(asked)
     if reference is None:
-        return _table(asked, answer(view, pairs, batch_tokens=batch_tokens))
+        return table_of(asked, answer(view, pairs, batch_tokens=batch_tokens))
     before = predictions(reference)
     _require(before, asked)
     if not isinstance(reference, Reference):
-        table = _table(asked, answer(view, pairs, batch_tokens=batch_tokens))
+        table = table_of(asked, answer(view, pairs, batch_tokens=batch_tokens))
         return _add_agreement(table, before)
     reference.check(view)
     watch = KLWatch(view, pairs, reference)
-    table = _table(asked, answer(view, pairs, batch_tokens=batch_tokens, watch=watch))
+    table = table_of(asked, answer(view, pairs, batch_tokens=batch_tokens, watch=watch))
     table["kl"] = [
         watch.kl.get((p.prompt, p.target), math.nan) if p.kind in GUARDED else math.nan
         for _, _, p in asked
@@ -207,7 +208,8 @@ def _measure(
     return _add_agreement(table, before)
 
 
-def _table(asked: Sequence[Asked], answers: Mapping[Pair, Answer]) -> pd.DataFrame:
+def table_of(asked: Sequence[Asked], answers: Mapping[Pair, Answer]) -> pd.DataFrame:
+    """One row a probe; the columns that do not depend on a protocol."""
     return pd.DataFrame([_row(case_id, index, p, answers) for case_id, index, p in asked])
 
 

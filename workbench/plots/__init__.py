@@ -6,6 +6,7 @@ No function here computes with a model or shows anything; figures carry their fi
 
 from __future__ import annotations
 
+from workbench.plots.forgetting import plot_forgetting, plot_moments, plot_survival_map
 from workbench.plots.inside import (
     plot_alpha,
     plot_closures,
@@ -32,9 +33,12 @@ __all__ = [
     "plot_neurons",
     "plot_closure",
     "plot_drift",
+    "plot_forgetting",
     "plot_layer_sweep",
+    "plot_moments",
     "plot_next_tokens",
     "plot_summary",
+    "plot_survival_map",
     "plot_target_trace",
     "show",
     "still",

@@ -1,0 +1,12 @@
+"""Long runs: edits in sequence, every earlier one measured again, on disk and resumable.
+
+rows = wb.stream("data/runs/memit", view, editor, cases, batch_size=100)
+wb.retention(rows)
+wb.moments("data/runs/memit")
+"""
+
+from workbench.experiment.alarm import Alarm
+from workbench.experiment.kept import open_stack
+from workbench.experiment.streaming import moments, stream
+
+__all__ = ["Alarm", "moments", "open_stack", "stream"]

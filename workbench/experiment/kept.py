@@ -1,0 +1,100 @@
+"""Stacks that can be opened again: all edits of a run up to some moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from workbench.atomic import write_atomically
+from workbench.edits import Edit, load_edit
+from workbench.errors import DataError, OptionError
+from workbench.model import ModelView
+from workbench.runs import RunFolder, is_run
+
+__all__ = ["keep_stack", "open_stack"]
+
+FORMAT = "workbench-stack/1"
+
+
+def open_stack(
+    path: str | os.PathLike[str], view: ModelView, *, at: int | None = None
+) -> tuple[Edit, ...]:
+    """Put the edits of a run onto a view, as they were at some moment.
+
+    Args:
+        path: a run's folder, or one that ``stream(keep_model_at=...)`` made in its ``models/``.
+        view: the model the run was made on, holding what it held when the run began.
+        at: number of edits of the run; None takes all there are.
+
+    Returns:
+        The edits, oldest first; they are on the view's stack.
+
+    Raises:
+        DataError: if there is no such folder, or an edit is damaged.
+        OptionError: if no batch ended at ``at`` edits.
+        EditMismatchError: for another model.
+
+    Example:
+        >>> wb.open_stack("data/runs/memit", view, at=500)  # doctest: +SKIP
+    """
+    files = _files(Path(path).expanduser())
+    steps = [0, *(step for step, _ in files)]
+    step = steps[-1] if at is None else at
+    if step not in steps:
+        near = sorted(steps, key=lambda s: abs(s - step))[:3]
+        raise OptionError(
+            f"at={at}: no batch ended there; the nearest moments are "
+            f"{', '.join(map(str, sorted(near)))}."
+        )
+    edits = [load_edit(file) for held, file in files if held <= step]
+    with view.writing("open a stack"):
+        done = 0
+        try:
+            for edit in edits:
+                view.push(edit)
+                done += 1
+        except BaseException:
+            for _ in range(done):
+                view.pop()
+            raise
+    return tuple(edits)
+
+
+def keep_stack(folder: RunFolder, step: int) -> Path:
+    """Link the run's edits up to a moment into ``models/STEP``, with a list of them."""
+    target = folder.path / "models" / str(step)
+    target.mkdir(parents=True, exist_ok=True)
+    files = [(held, file) for held, file in _files(folder.path) if held <= step]
+    for _, file in files:
+        _link(file, target / file.name)
+    listed = {"format": FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
+    return write_atomically(target / "stack.json", json.dumps(listed, indent=1).encode())
+
+
+def _files(path: Path) -> list[tuple[int, Path]]:
+    """(edits held, file) of every edit of a run or a kept stack, oldest first."""
+    if is_run(path):
+        folder = RunFolder(path)
+        made = [r for r in folder.records() if r.get("edit")]
+        return [(r["step"], folder.file("edits", r["batch"])) for r in made]
+    try:
+        listed = json.loads((path / "stack.json").read_text(encoding="utf-8"))
+        if listed["format"] != FORMAT:
+            raise ValueError(f"its format is {listed['format']!r}")
+        return [(int(held), path / name) for held, name in listed["edits"]]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise DataError(f"{path} holds no run and no kept stack ({err}): check the path.") from err
+
+
+def _link(file: Path, target: Path) -> None:
+    """A second name for a file, a copy where the disk knows no such thing."""
+    if target.exists():
+        return
+    try:
+        os.link(file, target)
+    except OSError:
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(file, part)
+        os.replace(part, target)
