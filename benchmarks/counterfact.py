@@ -52,8 +52,11 @@ def main() -> None:
     _record(out, args, view, cases, editors)
     _part(out, "unedited", lambda: wb.score(view, cases, reference=before, generate=True))
     for name in ("MEMIT", "EMMET"):
+        if args.only and name not in args.only:
+            continue
         _part(out, name, lambda name=name: _batch(view, editors[name], cases, before))
-    _part(out, "ROME", lambda: _singles(view, editors["ROME"], cases, before))
+    if not args.only or "ROME" in args.only:
+        _part(out, "ROME", lambda: _singles(view, editors["ROME"], cases, before))
     table = summarize(out)
     write_atomically(out / "summary.csv", table.to_csv(index=False).encode())
     print(table.round(4).to_string(index=False))
@@ -185,6 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default=None)
     parser.add_argument("--corpus", help="for the key statistics; default: the presets'")
     parser.add_argument("--tokens", type=int, help="tokens of the corpus")
+    parser.add_argument("--only", nargs="+", help="editors to run")
     parser.add_argument("--out", default=None)
     return parser.parse_args()
 

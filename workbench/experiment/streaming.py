@@ -124,6 +124,8 @@ def stream(
         )
     facts = _cases(cases)
     _check_numbers(batch_size=batch_size, subset=subset, dense_every=dense_every or 1)
+    for size in {batch_size, len(facts) % batch_size} - {0}:
+        editor.check_batch_size(min(size, len(facts)))
     marks = checkpoints(evaluate_at, len(facts), batch_size)
     material = material_for(view, facts, texts, upstream, downstream)
     wanted = default_watch(view, material) | dict(watch or {})

@@ -30,7 +30,7 @@ from workbench.editors.locate.history import grown_factor, key_gram
 from workbench.editors.locate.selection import RULES, clusters, neuron_scores, select
 from workbench.editors.locate.solvers import ridge, ridge_after
 from workbench.editors.locate.sweep import Sweep
-from workbench.editors.locate.targets import Targets, optimize_targets
+from workbench.editors.locate.targets import Targets, joined, optimize_targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
 from workbench.edits import Delta, WeightEdit
 from workbench.errors import OptionError
@@ -108,10 +108,22 @@ class NSE(LocateEditor):
     def _targets(
         self, view: ModelView, requests: Sequence[EditRequest], texts: Contexts
     ) -> Targets:
-        """Blocks above the highest edited layer never change, so rewinding swaps a few matrices."""
+        """Blocks above the highest edited layer never change, so rewinding swaps a few matrices.
+
+        Rewound targets depend on nothing that a stream changes; each is trained once a view.
+        """
         options, top = self.target_options(), max(self.layers)
-        with view.at(0 if self.rewind else len(view.stack)):
+        if not self.rewind:
             return optimize_targets(view, requests, texts, top, options)
+        memory = view.cache.setdefault("rewound", {})
+        place = (top, options, texts.templates)
+        missing = [r for r in dict.fromkeys(requests) if (*place, r) not in memory]
+        if missing:
+            with view.pristine():
+                found = optimize_targets(view, missing, texts, top, options)
+            for i, request in enumerate(missing):
+                memory[(*place, request)] = found.only([i])
+        return joined([memory[(*place, r)] for r in requests])
 
     def _write(
         self,

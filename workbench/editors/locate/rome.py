@@ -263,8 +263,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "layer sweep on the tiny world: only the first layer knows people",
         ),
         "smollm2-135m": Preset(
-            {"layers": (5,), "contexts": "memit"},
-            "tried on CounterFact records 100-127, LOG.md",
+            {"layers": (3,), "contexts": "memit"},
+            "data/results/calibration_smollm2-135m_ROME; CounterFact records 100-127, LOG.md",
         ),
         "gpt2": Preset({"layers": (5,)}, "rule for 12 layers, spec 3.2"),
         # the statistics that EasyEdit leaves out (C = I) belong to the objective: kept here
