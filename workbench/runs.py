@@ -146,12 +146,13 @@ class RunFolder:
         """Say where the run stands: running, complete, stopped, interrupted or failed."""
         write_atomically(self.path / "status.json", _json({"state": state, **facts}))
 
-    def finish(self) -> None:
-        """Write the whole tables beside the parts."""
+    def finish(self) -> pd.DataFrame:
+        """Write the whole tables beside the parts; returns the rows."""
         rows, moments = self.rows(), self.moments()
         payload = gzip.compress(rows.to_csv(index=False).encode(), mtime=0)
         write_atomically(self.path / "rows.csv.gz", payload)
         write_atomically(self.path / "moments.csv", moments.to_csv(index=False).encode())
+        return rows
 
     # ------------------------------------------------------------------ reading
 
