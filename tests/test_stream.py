@@ -330,6 +330,17 @@ def test_changed_cases_are_refused_and_fresh_starts_over(tiny: ModelView, tmp_pa
     assert len(tiny.stack) == 2 and set(rows["step"]) == {0, 2, 4}
 
 
+def test_another_number_of_threads_is_said(tiny: ModelView, tmp_path: Path) -> None:
+    cases = wb.datasets.tiny(limit=4)
+    streams.run(tmp_path, tiny, cases=cases)
+    config = json.loads((tmp_path / "run.json").read_text())
+    config["environment"] |= {"threads": 7, "commit": "another"}
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="threads 7 → 2.*bit for bit") as said:
+        streams.run(tmp_path, tiny, cases=cases)
+    assert "commit" not in str(said[0].message)
+
+
 def test_what_is_no_run_is_left_alone(tiny: ModelView, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for fresh in (False, True):

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ WHOLE = {"step": "int64", "probe": "int64", "layer": "Int64", "n": "Int64"}
 PARTS = ("edits", "rows", "moments", "batches", "models")
 #: Files of a run that a fresh start takes away.
 SINGLE = ("rows.csv.gz", "moments.csv", "status.json", "run.json")
+#: Parts of the environment on which the last bits of a sum depend.
+DECIDES_BITS = ("system", "device", "threads", "torch", "transformers")
 ENDED = ("complete", "stopped")
 
 Pathlike = str | os.PathLike[str]
@@ -114,7 +117,9 @@ class RunFolder:
         config = json.loads(json.dumps({"format": FORMAT, **config}))
         held = (self.path / "run.json").exists()
         if held and not fresh:
-            _require_same(self.config(), config, self.path)
+            before = self.config()
+            _require_same(before, config, self.path)
+            _warn_of_bits(before.get("environment", {}), config.get("environment", {}))
             return True
         others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
         if others and not held:
@@ -141,12 +146,13 @@ class RunFolder:
         """Say where the run stands: running, complete, stopped, interrupted or failed."""
         write_atomically(self.path / "status.json", _json({"state": state, **facts}))
 
-    def finish(self) -> None:
-        """Write the whole tables beside the parts."""
+    def finish(self) -> pd.DataFrame:
+        """Write the whole tables beside the parts; returns the rows."""
         rows, moments = self.rows(), self.moments()
         payload = gzip.compress(rows.to_csv(index=False).encode(), mtime=0)
         write_atomically(self.path / "rows.csv.gz", payload)
         write_atomically(self.path / "moments.csv", moments.to_csv(index=False).encode())
+        return rows
 
     # ------------------------------------------------------------------ reading
 
@@ -280,6 +286,18 @@ def _require_same(held: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
                 f"{_short(wanted.get(name))}: choose another folder, the same {name}, or start "
                 "over with fresh=True (the old run is then deleted)."
             )
+
+
+def _warn_of_bits(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say so if the run goes on where sums may come out otherwise in their last bits."""
+    other = [n for n in DECIDES_BITS if before.get(n) != now.get(n)]
+    if other:
+        told = ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in other)
+        warnings.warn(
+            f"the run was begun elsewhere ({told}): it goes on, but is no longer the same bit for "
+            "bit as one that was left alone.",
+            stacklevel=5,
+        )
 
 
 def _short(value: Any) -> str:

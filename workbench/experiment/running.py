@@ -29,6 +29,8 @@ __all__ = ["Plan", "Run", "rewind"]
 
 #: Errors that ``on_error="skip"`` passes over: about the batch, not about the run.
 SKIPPED = (NumericalError, RequestError)
+#: Seconds between two notes in the status of a run.
+SAY_EVERY = 2.0
 #: Facts whose own moment an alarm is shown, at least.
 RECENT = 1000
 
@@ -73,6 +75,7 @@ class Run:
     skipped: dict[int, str] = field(default_factory=dict)
     made: int = 0
     editing: float = 0.0
+    said: float = 0.0
     recent: deque[pd.DataFrame] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -92,9 +95,9 @@ class Run:
                     bar.step(len(self.plan.positions(batch)))
                     if reason:
                         break
-            self.folder.finish()
+            rows = self.folder.finish()
             self._say("stopped" if reason else "complete", batch=batch, reason=reason)
-        return self._result(reason)
+        return self._told_of(rows, reason)
 
     # ------------------------------------------------------------------ one batch
 
@@ -126,7 +129,7 @@ class Run:
             raise
         if edit is not None and self.plan.keep_at.due(before, len(self.held)):
             keep_stack(self.folder, len(self.held))
-        if new:
+        if new and time.monotonic() - self.said > SAY_EVERY:
             self._say("running", batch=batch)
         return self._alarm(batch, rows, watched)
 
@@ -242,13 +245,13 @@ class Run:
         peak = {f"{k}_peak_mib": round(v) for k, v in memory(self.view).items()}
         told = {"step": len(self.held), "cases": len(self.plan.cases), "skipped": self.skipped}
         self.folder.set_status(state, **facts, **told, edits_per_second=rate, **peak)
+        self.said = time.monotonic()
 
     def _pace(self) -> str:
         rate = f"{self.made / self.editing:.3g} edits/s, " if self.editing else ""
         return rate + ", ".join(f"{k} {v:,.0f} MiB" for k, v in memory(self.view).items())
 
-    def _result(self, reason: str | None) -> pd.DataFrame:
-        rows = self.folder.rows()
+    def _told_of(self, rows: pd.DataFrame, reason: str | None) -> pd.DataFrame:
         skipped = {str(k): v for k, v in self.skipped.items()}
         rows.attrs = {"complete": reason is None, "stopped": reason, "skipped": skipped}
         if skipped:
