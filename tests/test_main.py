@@ -71,7 +71,10 @@ def test_lab_outside_a_checkout_copies_and_keeps_changes(monkeypatch, tmp_path):
     assert cli.main(["lab", "--port", "8899"]) == 0
     copy = work / cli.COPIES / "tutorials" / "01_your_first_edit.ipynb"
     assert copy.read_text() == "shipped"
-    assert calls[0][-3:] == [str(copy), "--port", "8899"]
+    where = "/lab/tree/tutorials/01_your_first_edit.ipynb"
+    assert calls[0][-2:] == ["--port", "8899"]
+    assert f"--LabApp.default_url={where}" in calls[0]
+    assert f"--ServerApp.root_dir={work / cli.COPIES}" in calls[0]
     copy.write_text("mine")
     cli.main(["lab"])
     assert copy.read_text() == "mine"

@@ -163,7 +163,7 @@ def test_a_reference_measures_agreement_and_kl(make_view: Any) -> None:
     same = metrics.score(view, CASES, reference=before)
     assert (same["agrees"] == 1).all()
     guarded = same["kind"].isin(["neighborhood", "locality"])
-    assert same["kl"].isna().equals(~guarded) and (same.loc[guarded, "kl"] < 1e-9).all()
+    assert same["kl"].isna().equals(~guarded) and (same.loc[guarded, "kl"] < 1e-6).all()
     pristine = {p: logits_of(view, p) for p in same["prompt"]}
     with view.applied(change(view)):
         after = metrics.score(view, CASES, reference=before)
@@ -256,7 +256,7 @@ def test_encoder_decoder_scores_equal_the_models_own_loss(make_view: Any, family
         labels = torch.tensor([view.tokenizer(text_target=row.target)["input_ids"]])
         with torch.no_grad():
             out = view.model(input_ids=prompt, labels=labels)
-        assert row.nll_target == pytest.approx(float(out.loss), abs=2e-5)
+        assert row.nll_target == pytest.approx(float(out.loss), rel=5e-5)
         assert row.exact == bool((out.logits.argmax(-1) == labels).all())
     assert (table["kl"].dropna() < 1e-6).all() and table["kl"].notna().sum() == 6
 
