@@ -86,11 +86,12 @@ class Grown:
 
     def __init__(self, factor: Factor, scale: float = 1.0) -> None:
         self.factor, self.scale = factor, scale
+        self._matrix: Tensor | None = None  # A without the keys that wait, after the first folding
         self._clear()
 
     def _clear(self) -> None:
         lower = self.factor.lower
-        self.y = lower.new_zeros(lower.shape[0], 0)
+        self.y = self._keys = lower.new_zeros(lower.shape[0], 0)
         self.gram_lower = lower.new_zeros(0, 0)
 
     @property
@@ -107,6 +108,7 @@ class Grown:
         top = torch.cat([self.gram_lower, cross.new_zeros(self.n_pending, y.shape[1])], dim=1)
         self.gram_lower = torch.cat([top, torch.cat([cross, corner], dim=1)])
         self.y = torch.cat([self.y, y], dim=1)
+        self._keys = torch.cat([self._keys, keys.to(y)], dim=1)
         if self.n_pending > y.shape[0] // 2:
             self._fold()
 
@@ -119,7 +121,7 @@ class Grown:
 
     def _fold(self) -> None:
         lower = self.factor.lower
-        seen = lower @ self.y
-        self.factor = cholesky(self.scale * (lower @ lower.T + seen @ seen.T))
-        self.scale = 1.0
+        before = self.scale * (lower @ lower.T) if self._matrix is None else self._matrix
+        self._matrix = before.addmm(self._keys, self._keys.T)
+        self.factor, self.scale = cholesky(self._matrix), 1.0
         self._clear()
