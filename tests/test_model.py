@@ -16,6 +16,7 @@ from workbench.edits import Delta, WeightEdit
 from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.opening import open_view
+from workbench.weights import LISTED, lineage
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FAMILIES = ("gpt2", "llama", "opt")  # gpt2 stores transposed, gpt2 and opt tie their embeddings
@@ -26,7 +27,7 @@ def request(i: int) -> EditRequest:
 
 
 def wrap(view: ModelView, *deltas: Delta, n: int = 0, **changes: Any) -> WeightEdit:
-    fields: dict[str, Any] = {"base": view.fingerprint, "parents": tuple(e.id for e in view.stack)}
+    fields: dict[str, Any] = {"base": view.fingerprint, "parents": lineage(view.stack)}
     fields |= {"requests": (request(n),), "editor": "ROME", "config": {}} | changes
     return WeightEdit(deltas=deltas, **fields)
 
@@ -237,3 +238,19 @@ def test_fingerprint(make_view, make_model, tokenizer) -> None:
     with torch.no_grad():
         changed.transformer.h[3].mlp.c_proj.weight[5, 5] += 1e-3
     assert open_view(changed, tokenizer, name="x").fingerprint != found
+
+
+def test_long_stacks_are_recorded_in_short(make_view) -> None:
+    view = make_view("gpt2")
+    for i in range(LISTED + 3):
+        view.push(make_edit(view, i))
+    newest = view.stack[-1]
+    assert len(view.stack[LISTED].parents) == LISTED and len(newest.parents) == 2
+    assert newest.parents == lineage(view.stack[:-1])
+    view.pop()
+    other = view.pop()
+    with pytest.warns(UserWarning, match=f"on a stack of {LISTED + 2} edits, not on this one of"):
+        view.push(newest)
+    view.pop()
+    view.push(other)
+    view.push(newest)  # the stack it was made on: no warning

@@ -252,7 +252,7 @@ class WeightEdit(Edit):
         editor: name of the editor.
         config: the editor's fields, JSON-ready; rebuilds the editor.
         base: fingerprint of the pristine model the edit belongs to.
-        parents: ids of the edits that were on the stack when this one was computed.
+        parents: what was on the stack when this one was computed (``weights.lineage``).
         keys: parameter name → ``d_mlp n`` keys that were written, for accumulating editors.
         report: tables of the computation as lists of records (target optimization, closure, tau).
         meta: versions, seed, seconds, model name.

@@ -7,6 +7,7 @@ again, and going from one state to another swaps references.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,10 @@ from workbench.capabilities import get_module
 from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import EditMismatchError, NumericalError
 
-__all__ = ["State", "Weights", "doubts", "spacing"]
+__all__ = ["State", "Weights", "doubts", "lineage", "spacing"]
+
+#: Longest stack whose ids an edit lists one by one.
+LISTED = 32
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,28 @@ def spacing(age: int) -> int:
     return 1 << max(0, age.bit_length() - 1)
 
 
+def lineage(stack: Sequence[Edit]) -> tuple[str, ...]:
+    """What an edit records of the stack it was computed on.
+
+    The ids of its edits; of a longer stack than :data:`LISTED` their number with a hash of all of
+    them, and the newest: else the files of a long stream would grow with its square.
+    """
+    ids = tuple(e.id for e in stack)
+    if len(ids) <= LISTED:
+        return ids
+    return (f"{len(ids)}:{hashlib.sha256(''.join(ids).encode()).hexdigest()[:32]}", ids[-1])
+
+
+def _depth(parents: Sequence[str]) -> int:
+    return int(parents[0].split(":")[0]) if parents and ":" in parents[0] else len(parents)
+
+
 def doubts(edit: Edit, stack: Sequence[Edit]) -> Iterator[str]:
     """What speaks against pushing an edit on a stack, though it can be done; a sentence each."""
-    held = tuple(e.id for e in stack)
-    if tuple(edit.parents) != held:
+    if tuple(edit.parents) != lineage(stack):
         yield (
-            f"edit {edit.id} was computed on a stack of {len(edit.parents)} edits, not on this "
-            f"one of {len(held)}: its effect may differ."
+            f"edit {edit.id} was computed on a stack of {_depth(edit.parents)} edits, not on this "
+            f"one of {len(stack)}: its effect may differ."
         )
     if any(e.editor == edit.editor and e.requests == edit.requests for e in stack):
         yield f"the same request was already written by {edit.editor}; this stacks it again."

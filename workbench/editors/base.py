@@ -29,6 +29,7 @@ from workbench.facts import EditRequest, as_requests, request_conflicts
 from workbench.layouts import DECODER
 from workbench.model import ModelView
 from workbench.tokens import context_length, encode_request
+from workbench.weights import lineage
 
 __all__ = ["Editor", "storage_dtype", "store"]
 
@@ -121,7 +122,7 @@ class Editor(ABC):
             "editor": type(self).__name__,
             "config": self.config(),
             "base": view.fingerprint,
-            "parents": tuple(e.id for e in view.stack),
+            "parents": lineage(view.stack),
             "keys": {k: v.detach().cpu() for k, v in extra.get("keys", {}).items()},
             "report": extra.get("report", {}),
             "meta": {"model": view.name, "seconds": seconds} | _versions(),

@@ -38,6 +38,7 @@ from workbench.facts import EditRequest
 from workbench.linalg import cholesky
 from workbench.model import ModelView
 from workbench.stats import SecondMoment
+from workbench.weights import lineage
 
 __all__ = ["NSE"]
 
@@ -200,7 +201,7 @@ class _Rounds:
 
     def _applied(self) -> Any:
         deltas = self._deltas()
-        parents = tuple(e.id for e in self.view.stack)
+        parents = lineage(self.view.stack)
         so_far = WeightEdit(tuple(deltas), (), "NSE", {}, self.view.fingerprint, parents)
         return self.view.applied(*([so_far] if deltas else []))
 

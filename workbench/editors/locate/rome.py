@@ -41,6 +41,7 @@ from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import track
 from workbench.stats import SecondMoment
+from workbench.weights import lineage
 
 __all__ = ["ROME", "rank_one"]
 
@@ -91,7 +92,7 @@ class ROME(LocateEditor):
         """One request after another, each on the model that the earlier ones left."""
         moments = statistics_for(self, view, statistics)
         texts = self._contexts(view)
-        base, parents = view.fingerprint, tuple(e.id for e in view.stack)
+        base, parents = view.fingerprint, lineage(view.stack)
         deltas: list[Delta] = []
         found: list[dict[str, Any]] = []
         for request in track(requests, "facts") if len(requests) > 1 else requests:

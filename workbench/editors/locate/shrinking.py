@@ -18,6 +18,7 @@ from workbench.editors.base import storage_dtype
 from workbench.edits import Delta, WeightEdit
 from workbench.errors import OptionError
 from workbench.model import ModelView
+from workbench.weights import lineage
 
 __all__ = ["compressed", "largest_relative", "prune"]
 
@@ -79,6 +80,6 @@ def prune(view: ModelView) -> WeightEdit:
         editor="prune",
         config={},
         base=view.fingerprint,
-        parents=tuple(e.id for e in view.stack),
+        parents=lineage(view.stack),
         report={"layers": rows},
     )
