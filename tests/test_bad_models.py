@@ -261,8 +261,9 @@ def test_interruption_at_every_step(make_view, name: str) -> None:
     with progress_to(lambda *event: seen.append(event)):
         expected = editor.edit(calm, [BO, ANNA])
     batch = {"targets", "insertion"}
-    phases = {"ROME": {"facts", "targets"}, "MEMIT": batch, "EMMET": batch}
-    assert {phase for phase, _, _ in seen} >= phases.get(name, {"fine-tuning"})
+    expected_phases = {"fine-tuning"} if name.startswith("FT") else batch
+    expected_phases = {"facts", "targets"} if name == "ROME" else expected_phases
+    assert {phase for phase, _, _ in seen} >= expected_phases
     view = fresh()
     for stop in range(len(seen)):
         left = [stop]
@@ -272,6 +273,7 @@ def test_interruption_at_every_step(make_view, name: str) -> None:
                 raise KeyboardInterrupt
             left[0] -= 1
 
+        view.cache.pop("rewound", None)  # NSE keeps what it finished: fewer steps next time
         with untouched(view), pytest.raises(KeyboardInterrupt), progress_to(sink):
             editor.edit(view, [BO, ANNA])
     with untouched(view):

@@ -43,6 +43,7 @@ from workbench.errors import OptionError
 from workbench.facts import EditRequest
 from workbench.linalg import Grown
 from workbench.model import ModelView
+from workbench.progress import track
 from workbench.stats import SecondMoment
 
 __all__ = ["CoachHook"]
@@ -155,7 +156,7 @@ class CoachHook(LocateEditor):
         Keys come from ``sweep`` and residuals from ``bare``, usually the same one.
         """
         writes, after = [], {}
-        for i, layer in enumerate(sweep.layers):
+        for i, layer in enumerate(track(sweep.layers, "insertion")):
             keys = sweep.enter(layer)
             if bare is not sweep:
                 bare.enter(layer)

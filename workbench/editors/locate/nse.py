@@ -37,6 +37,7 @@ from workbench.errors import OptionError
 from workbench.facts import EditRequest
 from workbench.linalg import cholesky
 from workbench.model import ModelView
+from workbench.progress import track
 from workbench.stats import SecondMoment
 from workbench.weights import lineage
 
@@ -240,7 +241,7 @@ class _Rounds:
         sweep.restart()
         z = self.z[:, active]
         groups: list[list[int]] | None = None
-        for i, layer in enumerate(sweep.layers):
+        for i, layer in enumerate(track(sweep.layers, "insertion")):
             keys = sweep.enter(layer)
             groups = groups or self._groups(keys)
             done: list[int] = []
