@@ -260,6 +260,20 @@ def test_accumulating_editors_read_the_stack(make_view, name: str) -> None:
     assert editor.edit(view, REQUESTS[1]).id == again.id
 
 
+def test_an_accumulating_stream_keeps_its_first_lam(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    editor = EDITORS["MEMIT"](**LOCATE, accumulate=True)
+    first = editor.edit(view, REQUESTS[0])
+    alone = editor.edit(view, REQUESTS[1]).report["solver"][0]["lam"]
+    view.push(first)
+    again = editor.edit(view, REQUESTS[1])
+    assert again.report["solver"] == first.report["solver"]
+    assert again.report["solver"][0]["lam"] != alone
+    plain = editor.with_options(accumulate=False).edit(view, REQUESTS[1])
+    assert plain.report["solver"][0]["lam"] == pytest.approx(alone, rel=0.2)
+    assert len(view.cache["history"]) == 1
+
+
 def test_sequential_accumulated_memit_moves_earlier_edits_less(make_view) -> None:
     """What the accumulation is for: the first key's value survives the second batch."""
     view = make_view("gpt2", torch.float64)

@@ -45,6 +45,7 @@ class KeyGram:
 
 @dataclass
 class _Held:
+    kind: tuple[Any, ...]
     anchor: Any
     ids: tuple[str, ...]
     value: Any
@@ -63,7 +64,7 @@ def folded(
     Args:
         view: the model; its stack is the history.
         layer: the site.
-        kind: names the value among those of this layer.
+        kind: what sort of value; its parameters follow. One of a sort is kept a layer.
         anchor: what the value was built on; another object starts it anew.
         start: an empty value.
         project: applied to keys first.
@@ -72,14 +73,16 @@ def folded(
     edits = [e for e in view.stack if name in e.keys]
     ids = tuple(e.id for e in edits)
     memory = view.cache.setdefault("history", {})
-    held = memory.get((layer, *kind))
-    if held is None or held.anchor is not anchor or ids[: len(held.ids)] != held.ids:
-        held = _Held(anchor, (), start())
-    memory.pop((layer, *kind), None)  # an interrupted update must not be found again
+    place = (layer, kind[0])
+    held = memory.get(place)
+    same = held is not None and held.kind == kind and held.anchor is anchor
+    if not same or ids[: len(held.ids)] != held.ids:
+        held = _Held(kind, anchor, (), start())
+    memory.pop(place, None)  # an interrupted update must not be found again
     for edit in edits[len(held.ids) :]:
         keys = edit.keys[name].to(torch.float64)
         held.value.append(keys if project is None else project(keys))
-    memory[(layer, *kind)] = _Held(anchor, ids, held.value)
+    memory[place] = _Held(kind, anchor, ids, held.value)
     return held.value  # type: ignore[no-any-return]
 
 

@@ -78,7 +78,7 @@ class MEMIT(LocateEditor):
         lams: dict[int, float] = {}
 
         def solve(layer: int, keys: Tensor) -> Tensor:
-            lams[layer] = self._lam(moments[layer], keys)
+            lams[layer] = self._held_lam(view, layer) or self._lam(moments[layer], keys)
             factor = moments[layer].factor
             if self.accumulate:
                 return ridge_after(grown_factor(view, layer, factor, lams[layer]), keys)
@@ -96,6 +96,18 @@ class MEMIT(LocateEditor):
     def _rectified(self, view: ModelView) -> Callable[[int, Tensor], Tensor]:
         assert self.rect is not None
         return lambda layer, change: largest_relative(change, view.weight(layer), self.rect or 1.0)
+
+    def _held_lam(self, view: ModelView, layer: int) -> float | None:
+        """An accumulating stream keeps the λ that its first batch chose."""
+        if self.lam is not None or not self.accumulate:
+            return None
+        rows = (
+            row
+            for edit in view.stack
+            if edit.editor == "MEMIT" and edit.config == self.config()
+            for row in edit.report.get("solver", ())
+        )
+        return next((float(row["lam"]) for row in rows if row["layer"] == layer), None)
 
     def _lam(self, moment: SecondMoment, keys: Tensor) -> float:
         if self.lam is not None:

@@ -27,7 +27,7 @@ from workbench.replay import Replay, run_rows
 from workbench.tokens import Encoded, Item, context_length, encode, encode_request
 from workbench.trace import Site, frozen, trace
 
-__all__ = ["TargetOptions", "Targets", "joined", "optimize_targets"]
+__all__ = ["TargetOptions", "Targets", "optimize_targets"]
 
 #: Suffix tokens (rows × columns from the subject on) of one micro-batch.
 CHUNK_TOKENS = 1024
@@ -77,16 +77,6 @@ class Targets:
         index = torch.tensor(list(which))
         updates = [self.updates[i] for i in which]
         return Targets(self.z[:, index], self.h0[:, index], updates, kept)
-
-
-def joined(parts: Sequence[Targets]) -> Targets:
-    """Targets of single edits as those of a batch, renumbered in order."""
-    return Targets(
-        torch.cat([p.z for p in parts], dim=1),
-        torch.cat([p.h0 for p in parts], dim=1),
-        [n for p in parts for n in p.updates],
-        [row | {"request": i} for i, p in enumerate(parts) for row in p.trace],
-    )
 
 
 def optimize_targets(
