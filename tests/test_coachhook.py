@@ -344,6 +344,26 @@ def add_at(h: Tensor, column: int, vector: Tensor) -> Tensor:
     return h
 
 
+def test_hook_layers_below_stay_at_work(make_view) -> None:
+    """A batch at layer 2 is written on what hook layers at layer 0 make of its prompts."""
+    view = make_view("llama", torch.float64)
+    view.push(make(layers=(0,), lam=1e-6, lr=1.0).edit(view, REQUESTS))
+    upper = make(layers=(1, 2))
+    edit = upper.edit(view, [REQUESTS[0]])
+    name = view.weight_name(1)
+    with view.pristine():
+        other = upper.edit(view, [REQUESTS[0]])
+    assert relative(edit.keys[name], other.keys[name]) > 1e-6
+    site, row = wb.trace.Site(1, "key"), wb.tokens.encode_request(view.tokenizer, REQUESTS[0])[0]
+    with torch.no_grad(), wb.trace.trace(view, [site]) as seen:
+        view.model(torch.tensor([row.prompt_ids]))
+    bare = upper.with_options(templates=("{}",), steps=1).edit(view, [REQUESTS[0]])
+    assert torch.allclose(bare.keys[name][:, 0], seen[site][0, row.pivot], atol=1e-9)
+    view.push(edit)
+    with pytest.raises(UnsupportedEditorError, match=r"layers \[1, 2\] have hook layers"):
+        make(layers=(0, 3)).edit(view, [LATER])
+
+
 def test_bad_adapters_are_refused(make_view) -> None:
     view = make_view("gpt2")
     edit = make().edit(view, REQUESTS)

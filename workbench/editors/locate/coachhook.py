@@ -38,8 +38,8 @@ from workbench.editors.locate.solvers import predicted_closure, ridge_after
 from workbench.editors.locate.sweep import LayerWrite, Sweep, insertion_sweep
 from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
-from workbench.edits import Adapter, Delta, WeightEdit
-from workbench.errors import OptionError
+from workbench.edits import Adapter, AdapterEdit, Delta, Edit, WeightEdit
+from workbench.errors import OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
 from workbench.linalg import Grown
 from workbench.model import ModelView
@@ -111,13 +111,13 @@ class CoachHook(LocateEditor):
             report = self._report(view, targets, writes, moments)
             return list(deltas_of(view, writes)), {"keys": keys_of(view, writes), "report": report}
         before = {x: self._before(view, x) for x in self.layers}
-        weights = [e for e in view.stack if isinstance(e, WeightEdit)]
-        with view.as_if(*weights, _opened(view, before)):
+        below = self._below(view)
+        with view.as_if(*below, _opened(view, before)):
             sweep = Sweep(view, requests, texts, self.layers, whole=True)
             apart = self.gate == "reference"  # there residuals see another padding than keys
             bare = Sweep(view, requests, BARE, self.layers, whole=True) if apart else sweep
             writes, after = self._insert(sweep, bare, targets.z, grown, before)
-        with view.as_if(*weights):
+        with view.as_if(*below):
             bare = Sweep(view, requests, BARE, self.layers, whole=True)
             after, rows = self._thresholds(bare, after)
         report = self._report(view, targets, writes, moments) | {"alpha": rows}
@@ -131,6 +131,27 @@ class CoachHook(LocateEditor):
 
     def _lam(self, view: ModelView) -> float:
         return float(view.d_mlp if self.lam is None else self.lam)
+
+    def _below(self, view: ModelView) -> list[Edit]:
+        """The stack without hook layers of the edited layers.
+
+        Raises:
+            UnsupportedEditorError: if hook layers stand between the edited layers.
+        """
+        between = [x for x in view.adapters if x > min(self.layers) and x not in self.layers]
+        if [x for x in between if x < max(self.layers)]:
+            raise UnsupportedEditorError(
+                f"CoachHook: layers {between} have hook layers but are not among layers="
+                f"{self.layers}: edit them too, or take those edits off the stack."
+            )
+        lower = {view.weight_name(x) for x in range(min(self.layers))}
+        kept: list[Edit] = []
+        for edit in view.stack:
+            if isinstance(edit, AdapterEdit):
+                adapters = tuple(a for a in edit.adapters if a.parameter in lower)
+                edit = replace(edit, adapters=adapters)
+            kept.append(edit)
+        return kept
 
     def _before(self, view: ModelView, layer: int) -> HookLayer:
         """The hook layer that is there, or one that does nothing yet."""
