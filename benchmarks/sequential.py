@@ -101,6 +101,9 @@ def _run(
     write_atomically(target / "rows.csv.gz", _gzip(shown))
     write_atomically(target / "moments.csv", moments.round(6).to_csv(index=False).encode())
     config = json.loads((work / "run.json").read_text())
+    options = config["editor_config"]
+    if "corpus" in options:
+        options["corpus"] = Path(options["corpus"]).name  # a file, wherever it lay
     write_atomically(target / "run.json", json.dumps({"name": name} | config, indent=1).encode())
     if args.tidy:
         shutil.rmtree(work)
