@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ NEEDED = ("step", "edit_step", "case_id", "kind")
 STATES = ("not learned", "held", "forgotten", "back")
 #: Inflection: a drop of the retained share, within so many edits, with a jump of the distance.
 DROP, WITHIN, JUMP = 0.20, 50, 5.0
+#: 97.5 % quantile of the normal distribution.
+NORMAL_975 = NormalDist().inv_cdf(0.975)
 
 
 def retention(
@@ -151,13 +154,18 @@ def inflection(
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share of ``n`` trials; NaN without trials."""
+    """95 % interval of a share of ``n`` trials (Wilson 1927); NaN without trials.
+
+    Example:
+        >>> tuple(round(x, 3) for x in wilson(0.5, 100))
+        (0.404, 0.596)
+    """
     if not n or math.isnan(share):
         return math.nan, math.nan
-    z2 = 1.959964**2
-    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    z2 = NORMAL_975**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * share * (1 - share) / n + z2 * z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 # -------------------------------------------------------------------- one run

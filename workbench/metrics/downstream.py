@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +22,7 @@ import pandas as pd
 from workbench.datasets.counterfacts import Pathlike
 from workbench.datasets.downstream import TASKS
 from workbench.errors import DataError, OptionError, did_you_mean
+from workbench.forgetting import wilson
 from workbench.layouts import DECODER
 from workbench.metrics.answers import tally
 from workbench.metrics.generation import generate_text
@@ -301,16 +301,3 @@ def weighted_f1(label: np.ndarray, predicted: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(label, predicted, average="weighted", zero_division=0))
-
-
-def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share of ``n`` trials (Wilson 1927).
-
-    Example:
-        >>> tuple(round(x, 3) for x in wilson(0.5, 100))
-        (0.404, 0.596)
-    """
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
