@@ -205,7 +205,7 @@ def _standard(nu: Tensor, state: Tensor) -> Tensor:
 def _plain_scores(nu: Tensor) -> Tensor:
     """As released: over all columns, padding included."""
     everything = torch.ones_like(nu, dtype=torch.bool)
-    return torch.where(everything, _standard(nu, _count(nu, everything)), -math.inf)
+    return _standard(nu, _count(nu, everything))
 
 
 def prompt_mask(

@@ -24,6 +24,7 @@ from torch import Tensor
 from workbench.editors.locate.base import (
     LocateEditor,
     deltas_of,
+    derived,
     keys_of,
     one_of,
     report_of,
@@ -110,11 +111,8 @@ class AlphaEdit(LocateEditor):
         Raises:
             OptionError: if no direction is left.
         """
-        memory = view.cache.setdefault("null_spaces", {})
-        key = (id(moment), self.threshold, self.threshold_on)
-        if key not in memory:  # the moment is held, so that its id stays its own
-            memory[key] = (moment, null_space(moment, self.threshold, self.threshold_on))
-        return memory[key][1]  # type: ignore[no-any-return]
+        limits = (self.threshold, self.threshold_on)
+        return derived(view, "null_spaces", moment, limits, lambda: null_space(moment, *limits))
 
     def _grown(self, view: ModelView, layer: int, q: Float[Tensor, "m r"]) -> Grown:
         def start() -> Grown:

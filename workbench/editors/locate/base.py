@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from workbench.editors.base import Editor, storage_dtype, store
 from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
 from workbench.editors.locate.sweep import LayerWrite
 from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
-from workbench.edits import Delta, Edit
+from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import OptionError, StatisticsError, did_you_mean
 from workbench.facts import EditCase, EditRequest, as_requests
 from workbench.model import ModelView
@@ -29,8 +29,13 @@ __all__ = [
     "keys_of",
     "report_of",
     "statistics_for",
+    "derived",
     "summarize",
+    "unfinished",
+    "weight_of_corpus",
 ]
+
+T = TypeVar("T")
 
 NOT_NEGATIVE = ("lr", "clamp", "weight_decay", "kl_factor")
 KL_POSITIONS = ("subject_last", "prompt_end")
@@ -265,6 +270,34 @@ def _delta(view: ModelView, write: LayerWrite) -> Delta:
 def keys_of(view: ModelView, writes: Sequence[LayerWrite]) -> dict[str, Tensor]:
     """The keys a sweep wrote, by parameter name, ``[d_mlp, n]`` each."""
     return {view.weight_name(w.layer): w.keys.to(storage_dtype(view)) for w in writes}
+
+
+def unfinished(view: ModelView, deltas: Sequence[Delta]) -> WeightEdit:
+    """Changes made so far, to be shown for a while with ``view.applied`` or ``view.as_if``."""
+    return WeightEdit(tuple(deltas), (), "unfinished", {}, view.fingerprint)
+
+
+def weight_of_corpus(view: ModelView, lam: float | None) -> float:
+    """λ of an accumulating editor: given, or ``d_mlp``."""
+    return float(view.d_mlp if lam is None else lam)
+
+
+def derived(
+    view: ModelView,
+    sort: str,
+    moment: SecondMoment,
+    parameters: tuple[Any, ...],
+    make: Callable[[], T],
+) -> T:
+    """What follows from a moment and parameters, made once a view.
+
+    The moment is held beside it, so that its identity stays its own.
+    """
+    memory = view.cache.setdefault(sort, {})
+    key = (id(moment), *parameters)
+    if key not in memory:
+        memory[key] = (moment, make())
+    return memory[key][1]  # type: ignore[no-any-return]
 
 
 def report_of(

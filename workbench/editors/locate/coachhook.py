@@ -31,6 +31,8 @@ from workbench.editors.locate.base import (
     keys_of,
     one_of,
     report_of,
+    unfinished,
+    weight_of_corpus,
 )
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.history import grown_factor
@@ -126,11 +128,8 @@ class CoachHook(LocateEditor):
 
     def _grown(self, view: ModelView, layer: int, moment: SecondMoment) -> Grown:
         if self.accumulate:
-            return grown_factor(view, layer, moment.factor, self._lam(view))
-        return Grown(moment.factor, self._lam(view))
-
-    def _lam(self, view: ModelView) -> float:
-        return float(view.d_mlp if self.lam is None else self.lam)
+            return grown_factor(view, layer, moment.factor, weight_of_corpus(view, self.lam))
+        return Grown(moment.factor, weight_of_corpus(view, self.lam))
 
     def _below(self, view: ModelView) -> list[Edit]:
         """The stack without hook layers of the edited layers.
@@ -242,7 +241,7 @@ class CoachHook(LocateEditor):
         writes: list[LayerWrite],
         moments: Mapping[int, SecondMoment],
     ) -> dict[str, Any]:
-        lam = self._lam(view)
+        lam = weight_of_corpus(view, self.lam)
         report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, lam))
         report["solver"] = [{"layer": w.layer, "lam": lam} for w in writes]
         return report
@@ -302,7 +301,7 @@ def _opened(view: ModelView, hooks: Mapping[int, HookLayer]) -> WeightEdit:
         for x, h in hooks.items()
         if h.left.shape[1]
     )
-    return WeightEdit(deltas, (), "CoachHook", {}, view.fingerprint)
+    return unfinished(view, deltas)
 
 
 _XL = {"layers": (13, 14, 15, 16, 17), "steps": 20, "lam": 15_000.0}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from workbench.editors.locate.base import LocateEditor, deltas_of, keys_of, report_of
+from workbench.editors.locate.base import LocateEditor, deltas_of, derived, keys_of, report_of
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.history import grown_factor
 from workbench.editors.locate.solvers import equality, equality_after
@@ -114,13 +114,13 @@ class EMMET(LocateEditor):
         """A factor and its weight; the one with a ridge is made once a view."""
         if self.ridge_norm == 0:
             return moment.factor, self.scale
-        memory = view.cache.setdefault("ridged", {})
-        key = (id(moment), self.scale, self.ridge_norm)
-        if key not in memory:
-            c = moment.matrix.to(torch.float64)
-            eye = torch.eye(c.shape[0], dtype=c.dtype, device=c.device)
-            memory[key] = (moment, cholesky(self.scale * c + self.ridge_norm * eye))
-        return memory[key][1], 1.0
+        weights = (self.scale, self.ridge_norm)
+        return derived(view, "ridged", moment, weights, lambda: self._ridged(moment)), 1.0
+
+    def _ridged(self, moment: SecondMoment) -> Factor:
+        c = moment.matrix.to(torch.float64)
+        eye = torch.eye(c.shape[0], dtype=c.dtype, device=c.device)
+        return cholesky(self.scale * c + self.ridge_norm * eye)
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:

@@ -84,7 +84,7 @@ class MEMIT(LocateEditor):
                 return ridge_after(grown_factor(view, layer, factor, lams[layer]), keys)
             return ridge(factor, keys, lams[layer])
 
-        shrink = None if self.rect is None else self._rectified(view)
+        shrink = None if self.rect is None else _rectified(view, self.rect)
         writes = insertion_sweep(
             view, requests, texts, self.layers, targets.z, solve, shrink=shrink
         )
@@ -92,10 +92,6 @@ class MEMIT(LocateEditor):
         report = report_of(targets, writes, moments, lambda ell: predicted_closure(ell, lam))
         report["solver"] = [{"layer": x, "lam": v} for x, v in lams.items()]
         return deltas_of(view, writes), {"keys": keys_of(view, writes), "report": report}
-
-    def _rectified(self, view: ModelView) -> Callable[[int, Tensor], Tensor]:
-        assert self.rect is not None
-        return lambda layer, change: largest_relative(change, view.weight(layer), self.rect or 1.0)
 
     def _held_lam(self, view: ModelView, layer: int) -> float | None:
         """An accumulating stream keeps the λ that its first batch chose."""
@@ -120,6 +116,10 @@ class MEMIT(LocateEditor):
         """Options for a model: calibrated, published, or a rule of thumb for unknown models."""
         options = options_for(PRESETS, view, name, "MEMIT", 5)
         return cls(**(options | overrides))
+
+
+def _rectified(view: ModelView, share: float) -> Callable[[int, Tensor], Tensor]:
+    return lambda layer, change: largest_relative(change, view.weight(layer), share)
 
 
 _XL = {"layers": (13, 14, 15, 16, 17), "steps": 20, "lam": 20_000.0}

@@ -24,7 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.editors.base import storage_dtype, store
-from workbench.editors.locate.base import LocateEditor, one_of, significant, summarize
+from workbench.editors.locate.base import (
+    LocateEditor,
+    one_of,
+    significant,
+    summarize,
+    unfinished,
+    weight_of_corpus,
+)
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.history import grown_factor, key_gram
 from workbench.editors.locate.selection import RULES, clusters, neuron_scores, select
@@ -32,14 +39,13 @@ from workbench.editors.locate.solvers import ridge, ridge_after
 from workbench.editors.locate.sweep import Sweep
 from workbench.editors.locate.targets import Targets, optimize_targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
-from workbench.edits import Delta, WeightEdit
+from workbench.edits import Delta
 from workbench.errors import OptionError
 from workbench.facts import EditRequest
 from workbench.linalg import cholesky
 from workbench.model import ModelView
 from workbench.progress import track
 from workbench.stats import SecondMoment
-from workbench.weights import lineage
 
 __all__ = ["NSE"]
 
@@ -199,7 +205,7 @@ class _Rounds:
     @property
     def lam(self) -> float:
         """λ, also where the option leaves it open."""
-        return float(self.view.d_mlp if self.editor.lam is None else self.editor.lam)
+        return weight_of_corpus(self.view, self.editor.lam)
 
     def write(self) -> list[Delta]:
         """Round after round, each on the weights the last one left."""
@@ -218,9 +224,7 @@ class _Rounds:
 
     def _applied(self) -> Any:
         deltas = self._deltas()
-        parents = lineage(self.view.stack)
-        so_far = WeightEdit(tuple(deltas), (), "NSE", {}, self.view.fingerprint, parents)
-        return self.view.applied(*([so_far] if deltas else []))
+        return self.view.applied(*([unfinished(self.view, deltas)] if deltas else []))
 
     def _deltas(self) -> list[Delta]:
         return [

@@ -30,18 +30,18 @@ from workbench.editors.locate.base import (
     significant,
     statistics_for,
     summarize,
+    unfinished,
 )
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.solvers import rome_direction
 from workbench.editors.locate.sweep import insertion_sweep, subject_activations
 from workbench.editors.locate.targets import Targets, optimize_targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
-from workbench.edits import Delta, WeightEdit
+from workbench.edits import Delta
 from workbench.facts import EditRequest
 from workbench.model import ModelView
 from workbench.progress import track
 from workbench.stats import SecondMoment
-from workbench.weights import lineage
 
 __all__ = ["ROME", "rank_one"]
 
@@ -92,12 +92,10 @@ class ROME(LocateEditor):
         """One request after another, each on the model that the earlier ones left."""
         moments = statistics_for(self, view, statistics)
         texts = self._contexts(view)
-        base, parents = view.fingerprint, lineage(view.stack)
         deltas: list[Delta] = []
         found: list[dict[str, Any]] = []
         for request in track(requests, "facts") if len(requests) > 1 else requests:
-            so_far = WeightEdit(tuple(deltas), (), "ROME", {}, base, parents)
-            with view.applied(*([so_far] if deltas else [])):
+            with view.applied(*([unfinished(view, deltas)] if deltas else [])):
                 targets = self._targets(view, [request], texts)
                 new, extra = self._write(view, [request], texts, moments, targets)
             deltas = _joined(deltas, new) if deltas else new
