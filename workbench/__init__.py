@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench import datasets, errors, metrics, plots
+    from workbench.comparison import Comparison, compare, compare_steps
     from workbench.editors import (
         EDITORS,
         EMMET,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
     from workbench.forgetting import inflection, retention, survival, survival_map
+    from workbench.inputs import check_facts, parse_facts, read_facts
     from workbench.inspectors import (
         alpha_history,
         closures,
@@ -47,7 +49,11 @@ if TYPE_CHECKING:
         neuron_counts,
         neuron_selections,
         neuron_table,
+        side_effects,
+        subject_html,
+        subject_tokens,
         weight_drift,
+        weight_updates,
     )
     from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
         plot_alpha,
         plot_closure,
         plot_closures,
+        plot_comparison,
+        plot_comparison_grid,
         plot_conflicts,
         plot_drift,
         plot_forgetting,
@@ -63,12 +71,15 @@ if TYPE_CHECKING:
         plot_moments,
         plot_neurons,
         plot_next_tokens,
+        plot_receipt,
+        plot_side_effects,
         plot_summary,
         plot_survival_map,
         plot_target_trace,
     )
     from workbench.pretrained import load
     from workbench.progress import progress_to
+    from workbench.receipts import Receipt, receipt
     from workbench.stats import SecondMoment, second_moments
 
 __version__ = "0.1.0"
@@ -78,6 +89,9 @@ _ROOMS = {
     "errors": "",
     "metrics": "",
     "plots": "",
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "compare_steps": "comparison",
     "Delta": "edits",
     "Edit": "edits",
     "AdapterEdit": "edits",
@@ -104,6 +118,9 @@ _ROOMS = {
     "EditCase": "facts",
     "EditRequest": "facts",
     "Probe": "facts",
+    "check_facts": "inputs",
+    "parse_facts": "inputs",
+    "read_facts": "inputs",
     "alpha_history": "inspectors",
     "closures": "inspectors",
     "hook_gates": "inspectors",
@@ -112,7 +129,11 @@ _ROOMS = {
     "neuron_counts": "inspectors",
     "neuron_selections": "inspectors",
     "neuron_table": "inspectors",
+    "side_effects": "inspectors",
+    "subject_html": "inspectors",
+    "subject_tokens": "inspectors",
     "weight_drift": "inspectors",
+    "weight_updates": "inspectors",
     "downstream": "metrics",
     "next_tokens": "metrics",
     "score": "metrics",
@@ -128,12 +149,18 @@ _ROOMS = {
     "plot_forgetting": "plots",
     "plot_layer_sweep": "plots",
     "plot_moments": "plots",
+    "plot_comparison": "plots",
+    "plot_comparison_grid": "plots",
     "plot_next_tokens": "plots",
+    "plot_receipt": "plots",
+    "plot_side_effects": "plots",
     "plot_summary": "plots",
     "plot_survival_map": "plots",
     "plot_target_trace": "plots",
     "load": "pretrained",
     "progress_to": "progress",
+    "Receipt": "receipts",
+    "receipt": "receipts",
     "inflection": "forgetting",
     "retention": "forgetting",
     "survival": "forgetting",
@@ -209,6 +236,22 @@ __all__ = [
     "survival",
     "survival_map",
     "weight_drift",
+    "Comparison",
+    "Receipt",
+    "check_facts",
+    "compare",
+    "compare_steps",
+    "parse_facts",
+    "plot_comparison",
+    "plot_comparison_grid",
+    "plot_receipt",
+    "plot_side_effects",
+    "read_facts",
+    "receipt",
+    "side_effects",
+    "subject_html",
+    "subject_tokens",
+    "weight_updates",
 ]
 
 

@@ -203,12 +203,15 @@ class Edit(ABC):
             StorageError: if the disk is full or the folder cannot be written; an older file under
                 this name is left as it was.
         """
+        return write_atomically(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`save` writes."""
         tensors, manifest = _core(self)
         manifest |= {"report": dict(self.report), "meta": dict(self.meta)}
         manifest = json.loads(json.dumps(manifest))  # as it will be read: keys are texts
         manifest["digest"] = _hash(tensors, manifest)
-        payload = safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
-        return write_atomically(path, payload)
+        return safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
 
     def _digest(self) -> str:
         cached = self.__dict__.get("_digest_cache")

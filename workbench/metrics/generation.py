@@ -25,7 +25,7 @@ from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.tokens import Item, context_length, encode, pad_right, pad_token
 
-__all__ = ["add_generation", "generate_text", "next_tokens"]
+__all__ = ["add_generation", "generate_text", "next_tokens", "starts_with", "token_text"]
 
 BATCH_TEXTS = 32
 #: Tokens written beyond the longest target when ``generate=True``.
@@ -65,7 +65,7 @@ def next_tokens(
     ids = dict.fromkeys([*order[:top_k].tolist(), *sorted(pinned, key=lambda i: int(ranks[i]))])
     rows = [
         {
-            "token": _token_text(view, i),
+            "token": token_text(view, i),
             "prob": float(probs[i]),
             "rank": int(ranks[i]),
             "token_id": i,
@@ -235,7 +235,8 @@ def _first_token(view: ModelView, prompt: str, text: str) -> int:
     return int(make_plan(view, [(prompt, text)]).cell_label[0])
 
 
-def _token_text(view: ModelView, index: int) -> str:
+def token_text(view: ModelView, index: int) -> str:
+    """A token of the vocabulary as text; the name of a label for a classifier."""
     if view.kind == ENCODER_CLASSIFIER:
         return view.labels[index]
     return str(view.tokenizer.decode([index]))

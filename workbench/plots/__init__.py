@@ -6,6 +6,8 @@ No function here computes with a model or shows anything; figures carry their fi
 
 from __future__ import annotations
 
+from workbench.plots.comparison import plot_comparison, plot_comparison_grid
+from workbench.plots.effects import plot_receipt, plot_side_effects
 from workbench.plots.forgetting import plot_forgetting, plot_moments, plot_survival_map
 from workbench.plots.inside import (
     plot_alpha,
@@ -32,11 +34,15 @@ __all__ = [
     "plot_hooks",
     "plot_neurons",
     "plot_closure",
+    "plot_comparison",
+    "plot_comparison_grid",
     "plot_drift",
     "plot_forgetting",
     "plot_layer_sweep",
     "plot_moments",
     "plot_next_tokens",
+    "plot_receipt",
+    "plot_side_effects",
     "plot_summary",
     "plot_survival_map",
     "plot_target_trace",
