@@ -58,7 +58,45 @@ MOMENTS = pd.DataFrame(
         for m in ("weight_distance", "perplexity", "hidden_shift")
     ]
 )
+FACTS = pd.DataFrame(
+    {
+        "prompt": "The capital of France is",
+        "target_new": "Rome",
+        "p_before": 0.001,
+        "p_after": np.linspace(0.05, 0.99, 12),
+        "outcome": ["did not take", "teacher-forced only", "lost"] * 2
+        + ["took", "held before", "later in the text"] * 2,
+        "wrote_after": "Rome, and so on",
+    }
+)
+EFFECTS = pd.DataFrame(
+    {
+        "kind": "free",
+        "prompt": [f"Prompt {i} says" for i in range(12)],
+        "top_before": " Paris",
+        "p_top_before": 0.9,
+        "top_after": [" Rome", " Paris"] * 6,
+        "p_top_after": 0.8,
+        "changed": [True, False] * 6,
+        "kl": np.linspace(2, 0.01, 12),
+    }
+)
+COMPARED = pd.DataFrame(
+    {"editor": ["A", "B", "C"], "efficacy": [1, 0.5, np.nan], "exact": [0.9, 0.4, np.nan]}
+).assign(efficacy_low=0.2, efficacy_high=1.0, problem=[None, None, "it needs a decoder."])
+GRID = pd.DataFrame(
+    [
+        {"case_id": c, "editor": e, "success": (c % 3) / 2 if e == "A" else np.nan}
+        for c in range(6)
+        for e in "AB"
+    ]
+).assign(prompt="The capital of France is", target_new="Rome", kind="efficacy", probes=2)
 FIGURES = {
+    "receipt": lambda **k: plots.plot_receipt(FACTS[4:8], **k),
+    "receipt of many": lambda **k: plots.plot_receipt(FACTS, **k),
+    "side effects": lambda **k: plots.plot_side_effects(EFFECTS, **k),
+    "comparison": lambda **k: plots.plot_comparison(COMPARED, **k),
+    "comparison grid": lambda **k: plots.plot_comparison_grid(GRID, **k),
     "tokens": lambda **k: plots.plot_next_tokens(BEFORE, AFTER, target="English", **k),
     "summary": lambda **k: plots.plot_summary({"a": SUMMARY, "b": SUMMARY}, **k),
     "drift": lambda **k: plots.plot_drift(DRIFT, **k),
