@@ -111,6 +111,23 @@ def test_gates_and_thresholds(view) -> None:
         wb.plot_hooks(table, prompt=9)
 
 
+def test_another_threshold_opens_what_the_model_would_open(view) -> None:
+    edit = wb.CoachHook(**LOCATE, lam=0.5).edit(view, REQUESTS[:1])
+    other = dataclasses.replace(
+        edit,
+        adapters=tuple(
+            dataclasses.replace(a, options={**a.options, "alpha": 0.25}) for a in edit.adapters
+        ),
+    )
+    with view.applied(edit):
+        guessed = wb.with_alpha(wb.hook_gates(view, REQUESTS[0].text), 0.25)
+    with view.applied(other):
+        real = wb.hook_gates(view, REQUESTS[0].text)
+    first = real.layer == 0  # the layer above reads another state
+    assert guessed[first].equals(real[first]) and real[first].open.nunique() == 2
+    assert wb.with_alpha(real, -math.inf).open.all() and not wb.with_alpha(real, 99.0).open.any()
+
+
 def test_check_names_entries_that_no_longer_open(view) -> None:
     assert view.check().empty
     edit = wb.CoachHook(**LOCATE, lam=0.5).edit(view, REQUESTS[:2])

@@ -67,7 +67,7 @@ def test_lab_outside_a_checkout_copies_and_keeps_changes(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.places, "in_checkout", lambda: False)
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
     calls: list[list[str]] = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: calls.append(command) or 0)
+    monkeypatch.setattr(cli, "_become", lambda command: calls.append(command) or 0)
     assert cli.main(["lab", "--port", "8899"]) == 0
     copy = work / cli.COPIES / "tutorials" / "01_your_first_edit.ipynb"
     assert copy.read_text() == "shipped"

@@ -527,6 +527,43 @@ def test_kept_models_can_be_opened(tiny: ModelView, tmp_path: Path) -> None:
     assert load_edit(file).report == {"written": 2}
 
 
+def test_a_stack_is_saved_and_opened(tiny: ModelView, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="stack is empty"):
+        wb.save_stack(tiny, tmp_path / "mine")
+    for case in wb.datasets.tiny(limit=3):
+        tiny.push(streams.Nudge().edit(tiny, case))
+    wanted, ids = tiny.weight(1).clone(), [e.id for e in tiny.stack]
+    folder = wb.save_stack(tiny, tmp_path / "mine")
+    tiny.reset()
+    assert [e.id for e in wb.open_stack(folder, tiny)] == ids
+    assert torch.equal(tiny.weight(1), wanted)
+    tiny.pop()
+    wb.save_stack(tiny, folder)  # a shorter stack replaces the list
+    tiny.reset()
+    assert [e.id for e in wb.open_stack(folder, tiny)] == ids[:2]
+    streams.run(tmp_path / "run", tiny, continue_on=True)
+    with pytest.raises(OptionError, match="folder of a run"):
+        wb.save_stack(tiny, tmp_path / "run")
+
+
+def test_a_listener_hears_of_every_batch_once_it_is_recorded(
+    tiny: ModelView, tmp_path: Path
+) -> None:
+    heard: list[tuple[int, int, int]] = []
+
+    def listen(step: wb.StreamStep) -> None:
+        rows = wb.stream_rows(tmp_path / "run")
+        heard.append((step.batch, step.step, int(rows["edit_step"].max()) if len(rows) else 0))
+        assert step.batches == 12 and (step.edit is None) == (step.batch == 0)
+
+    final = streams.run(tmp_path / "run", tiny, on_step=listen)
+    assert heard == [(b, 2 * b, 2 * b) for b in range(13)]
+    assert wb.stream_rows(tmp_path / "run").equals(final)
+    heard.clear()
+    streams.run(tmp_path / "run", tiny, on_step=lambda step: heard.append((step.batch, 0, 0)))
+    assert [b for b, _, _ in heard] == list(range(13)), "what is read again is told, too"
+
+
 def test_summaries_of_runs(
     calm: tuple[Path, pd.DataFrame], tiny: ModelView, tmp_path: Path
 ) -> None:

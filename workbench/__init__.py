@@ -33,9 +33,18 @@ if TYPE_CHECKING:
         Editor,
         prune,
     )
+    from workbench.editors.explain import explain_options
     from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
-    from workbench.experiment import Alarm, moments, open_stack, stream
+    from workbench.experiment import (
+        Alarm,
+        StreamStep,
+        moments,
+        open_stack,
+        save_stack,
+        stream,
+        stream_rows,
+    )
     from workbench.export import export_peft
     from workbench.facts import EditCase, EditRequest, Probe
     from workbench.forgetting import inflection, retention, survival, survival_map
@@ -54,6 +63,7 @@ if TYPE_CHECKING:
         subject_tokens,
         weight_drift,
         weight_updates,
+        with_alpha,
     )
     from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
@@ -85,6 +95,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "explain_options": "editors.explain",
     "datasets": "",
     "errors": "",
     "metrics": "",
@@ -113,7 +124,10 @@ _ROOMS = {
     "Alarm": "experiment",
     "moments": "experiment",
     "open_stack": "experiment",
+    "save_stack": "experiment",
+    "StreamStep": "experiment",
     "stream": "experiment",
+    "stream_rows": "experiment",
     "export_peft": "export",
     "EditCase": "facts",
     "EditRequest": "facts",
@@ -134,6 +148,7 @@ _ROOMS = {
     "subject_tokens": "inspectors",
     "weight_drift": "inspectors",
     "weight_updates": "inspectors",
+    "with_alpha": "inspectors",
     "downstream": "metrics",
     "next_tokens": "metrics",
     "score": "metrics",
@@ -170,6 +185,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "explain_options",
     "EDITORS",
     "AlphaEdit",
     "CoachHook",
@@ -209,6 +225,7 @@ __all__ = [
     "plot_hooks",
     "plot_neurons",
     "open_stack",
+    "save_stack",
     "plot_closure",
     "plot_drift",
     "plot_forgetting",
@@ -223,7 +240,9 @@ __all__ = [
     "retention",
     "score",
     "second_moments",
+    "StreamStep",
     "stream",
+    "stream_rows",
     "summary",
     "alpha_history",
     "closures",
@@ -252,6 +271,7 @@ __all__ = [
     "subject_html",
     "subject_tokens",
     "weight_updates",
+    "with_alpha",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -309,7 +310,15 @@ def _lab(args: argparse.Namespace, rest: list[str]) -> int:
         raise WorkbenchError(f"there is no notebook under {top}: get the repository again.")
     where = f"/lab/tree/{first.relative_to(top).as_posix()}"  # the printed address opens it, too
     options = [f"--ServerApp.root_dir={top}", f"--LabApp.default_url={where}"]
-    return subprocess.call([sys.executable, "-m", "jupyterlab", *options, *rest])
+    return _become([sys.executable, "-m", "jupyterlab", *options, *rest])
+
+
+def _become(command: list[str]) -> int:
+    """Run a command in place of this process, so that signals reach it and none is left behind."""
+    if os.name == "posix":
+        sys.stdout.flush()
+        os.execv(command[0], command)
+    return subprocess.call(command)
 
 
 def _notebooks() -> Path:

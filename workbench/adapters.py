@@ -174,7 +174,7 @@ def gate_scores(
     return z, state
 
 
-def opened(z: Float[Tensor, "rows pos"], alpha: float) -> Bool[Tensor, "rows pos"]:
+def opened(z: Float[Tensor, " *tokens"], alpha: float) -> Bool[Tensor, " *tokens"]:
     """Where the gate is open; ``alpha = -inf`` opens it everywhere."""
     return torch.ones_like(z, dtype=torch.bool) if alpha == -math.inf else z >= alpha
 

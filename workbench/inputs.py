@@ -26,7 +26,7 @@ from workbench.errors import DataError, RequestError, did_you_mean
 from workbench.facts import EditRequest
 from workbench.textfiles import READ_ERRORS, explain, open_text
 
-__all__ = ["FactCheck", "check_facts", "parse_facts", "read_facts"]
+__all__ = ["FactCheck", "check_facts", "parse_facts", "propose_subject", "read_facts"]
 
 FIELDS = ("prompt", "subject", "target_new", "target_true")
 EXAMPLES = {
@@ -37,6 +37,10 @@ EXAMPLES = {
 #: Bad lines that an error lists.
 LISTED = 5
 _ARROW = re.compile(r"\s*(?:->|=>|→|⇒)\s*")
+#: Capitalized words in a row, with small words of names between them.
+_CAPITALIZED = re.compile(
+    r"[^\W\d_a-z][\w.’'-]*(?:\s+(?:(?:of|de|von|van|the|la)\s+)?[^\W\d_a-z][\w.’'-]*)*"
+)
 
 
 @dataclass(frozen=True)
@@ -311,3 +315,19 @@ def _subject(prompt: str, subject: str | None) -> tuple[str, str | None]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def propose_subject(text: str) -> str:
+    """A guess at what a prompt is about: its longest run of capitalized words.
+
+    A word that is capitalized only because it begins the sentence counts last; without any capital
+    the answer is empty.
+
+    Example:
+        >>> propose_subject("The mother tongue of Danielle Darrieux is")
+        'Danielle Darrieux'
+    """
+    runs = [m for m in _CAPITALIZED.finditer(text.strip())]
+    inner = [m for m in runs if m.start() > 0]
+    chosen = max(inner or runs, key=lambda m: len(m[0]), default=None)
+    return chosen[0] if chosen else ""

@@ -1,7 +1,8 @@
 """One progress hook for all long work: phase, done, total.
 
 Code says ``for x in track(items, "targets")``; where it shows is the caller's choice. By default a
-tqdm bar appears in terminals and notebooks and nothing elsewhere. A sink may raise to cancel.
+tqdm bar appears in terminals and notebooks and nothing elsewhere. A sink may raise to cancel;
+:class:`Stopped` is made for that.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-__all__ = ["Bar", "progress_to", "track"]
+__all__ = ["Bar", "Stopped", "progress_to", "track"]
 
 T = TypeVar("T")
 #: A sink is called with (phase, done, total); total is None if unknown.
 Sink = Callable[[str, int, int | None], None]
 
 _SINK: ContextVar[Sink | None] = ContextVar("workbench_progress", default=None)
+
+
+class Stopped(BaseException):
+    """Raised by a sink because a person asked for it.
+
+    No error: like KeyboardInterrupt it passes everything that records errors and goes on.
+    """
 
 
 @contextmanager

@@ -225,13 +225,23 @@ def _cell(value: Any, digits: int) -> str:
 def _numbers(fig: go.Figure) -> pd.DataFrame:
     """What the traces draw: one row a point, category labels in place of positions."""
     axes = (fig.layout.xaxis, fig.layout.yaxis)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    across, up = (axis.title.text or fallback for axis, fallback in zip(axes, "xy", strict=True))
     for trace in fig.data:
         if trace.x is not None and trace.y is not None:
-            pairs = zip(_labels(axes[0], trace.x), _labels(axes[1], trace.y), strict=True)
-            rows += [(_plain(trace.name or ""), x, y) for x, y in pairs]
-    across, up = (axis.title.text or fallback for axis, fallback in zip(axes, "xy", strict=True))
-    return pd.DataFrame(rows, columns=["series", across, up])
+            xs, ys = _labels(axes[0], trace.x), _labels(axes[1], trace.y)
+            name = _plain(trace.name or "")
+            for point in _points(xs, ys, getattr(trace, "z", None)):
+                found = dict(zip((across, up, "value"), point, strict=False))
+                rows.append({"series": name} | found)
+    return pd.DataFrame(rows)
+
+
+def _points(xs: list[Any], ys: list[Any], z: Any) -> list[tuple[Any, ...]]:
+    """The points of a trace; of a heat map every cell with its value."""
+    if z is None:
+        return list(zip(xs, ys, strict=True))
+    return [(x, y, z[j][i]) for j, y in enumerate(ys) for i, x in enumerate(xs)]
 
 
 def _labels(axis: Any, values: Any) -> list[Any]:
@@ -239,7 +249,7 @@ def _labels(axis: Any, values: Any) -> list[Any]:
     if not axis.tickvals or not axis.ticktext:
         return list(values)
     named = dict(zip(axis.tickvals, map(_plain, axis.ticktext), strict=True))
-    return [named.get(round(float(v)), v) for v in values]
+    return [named.get(round(float(v)), v) if v == v else v for v in values]
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Stacks that can be opened again: all edits of a run up to some moment."""
+"""Stacks that can be opened again: all edits of a run up to some moment, or those of a view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workbench.errors import DataError, OptionError
 from workbench.model import ModelView
 from workbench.runs import RunFolder, is_run
 
-__all__ = ["keep_stack", "open_stack"]
+__all__ = ["keep_stack", "open_stack", "save_stack"]
 
 FORMAT = "workbench-stack/1"
 
@@ -24,8 +24,9 @@ def open_stack(
     """Put the edits of a run onto a view, as they were at some moment.
 
     Args:
-        path: a run's folder, or one that ``stream(keep_model_at=...)`` made in its ``models/``.
-        view: the model the run was made on, holding what it held when the run began.
+        path: a run's folder, one that ``stream(keep_model_at=...)`` made in its ``models/``, or one
+            of :func:`save_stack`.
+        view: the model it was made on, holding what it held when the run began.
         at: number of edits of the run; None takes all there are.
 
     Returns:
@@ -60,6 +61,40 @@ def open_stack(
                 view.pop()
             raise
     return tuple(edits)
+
+
+def save_stack(view: ModelView, path: str | os.PathLike[str]) -> Path:
+    """Write the edits a view holds into a folder, a file an edit and a list of them.
+
+    Args:
+        view: a model with edits on its stack.
+        path: a folder; made if missing. Edits that lie there already are not written again.
+
+    Returns:
+        The folder, for :func:`open_stack`.
+
+    Raises:
+        OptionError: if the stack is empty, or the folder holds a run.
+        StorageError: if it cannot be written; an older list is left as it was.
+
+    Example:
+        >>> wb.save_stack(view, "capitals/")  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    if not view.stack:
+        raise OptionError("the stack is empty: there is no edit to save.")
+    if is_run(path):
+        raise OptionError(f"{path} is the folder of a run: choose another one.")
+    held, listed = 0, []
+    for edit in view.stack:
+        held += len(edit.requests)
+        name = f"{edit.id}.safetensors"
+        if not (path / name).exists():
+            edit.save(path / name)
+        listed.append([held, name])
+    content = {"format": FORMAT, "run": path.name, "edits": listed}
+    write_atomically(path / "stack.json", json.dumps(content, indent=1).encode())
+    return path
 
 
 def keep_stack(folder: RunFolder, step: int) -> Path:

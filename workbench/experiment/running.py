@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.runs import MOMENT_COLUMNS, RunFolder
 
-__all__ = ["Plan", "Run", "rewind"]
+__all__ = ["OnStep", "Plan", "Run", "StreamStep", "rewind"]
 
 #: Errors that ``on_error="skip"`` passes over: about the batch, not about the run.
 SKIPPED = (NumericalError, RequestError)
@@ -33,6 +33,26 @@ SKIPPED = (NumericalError, RequestError)
 SAY_EVERY = 2.0
 #: Facts whose own moment an alarm is shown, at least.
 RECENT = 1000
+
+
+@dataclass(frozen=True)
+class StreamStep:
+    """A finished and recorded batch of a run.
+
+    Attributes:
+        batch, batches: its number, from 0 (before the run), and how many there are.
+        step: edits held.
+        edit: the batch's edit; None if it was skipped.
+    """
+
+    batch: int
+    batches: int
+    step: int
+    edit: Edit | None
+
+
+#: Told of every finished batch.
+OnStep = Callable[[StreamStep], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class Plan:
     before: bool
     skip: bool
     stop_on: StopOn | None
+    on_step: OnStep | None
     keep_at: Schedule
     given: dict[str, Any]
 
@@ -104,6 +125,7 @@ class Run:
     def _start(self) -> None:
         """Step 0: everything that will be edited, on the model as it is."""
         if self._kept(0) is not None:
+            self._tell(0, None)
             return
         rows, began = None, time.perf_counter()
         if self.plan.before:
@@ -112,6 +134,7 @@ class Run:
         moment = Moment(0, measuring=time.perf_counter() - began)
         watched = self.watcher.measure(self.plan.watch, moment)
         self.folder.commit(0, {"step": 0, "case_ids": []}, rows=rows, moments=watched)
+        self._tell(0, None)
 
     def _batch(self, batch: int) -> str | None:
         """Edit, measure and record one batch; returns the alarm's reason to stop."""
@@ -131,6 +154,7 @@ class Run:
             keep_stack(self.folder, len(self.held))
         if new and time.monotonic() - self.said > SAY_EVERY:
             self._say("running", batch=batch)
+        self._tell(batch, edit)
         return self._alarm(batch, rows, watched)
 
     def _edit(self, batch: int) -> tuple[Edit | None, str | None]:
@@ -229,6 +253,10 @@ class Run:
         return self.plan.stop_on(len(self.held), shown, seen)
 
     # ------------------------------------------------------------------ what it says
+
+    def _tell(self, batch: int, edit: Edit | None) -> None:
+        if self.plan.on_step is not None:
+            self.plan.on_step(StreamStep(batch, self.plan.n_batches, len(self.held), edit))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

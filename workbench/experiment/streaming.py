@@ -17,7 +17,7 @@ from workbench.errors import OptionError, RequestError
 from workbench.experiment.alarm import StopOn
 from workbench.experiment.configuration import config_of, digest
 from workbench.experiment.exam import Exam
-from workbench.experiment.running import Plan, Run, rewind
+from workbench.experiment.running import OnStep, Plan, Run, rewind
 from workbench.experiment.schedule import Schedule, checkpoints, parse_watch, spread
 from workbench.experiment.watch import METRICS, Watcher, default_watch, material_for
 from workbench.facts import EditCase, EditRequest
@@ -25,7 +25,7 @@ from workbench.metrics.prefixes import BUDGET, Prefixes
 from workbench.model import ModelView
 from workbench.runs import RunFolder
 
-__all__ = ["moments", "stream"]
+__all__ = ["moments", "stream", "stream_rows"]
 
 ON_ERROR = ("stop", "skip")
 
@@ -48,6 +48,7 @@ def stream(
     before: bool = True,
     on_error: str = "stop",
     stop_on: StopOn | None = None,
+    on_step: OnStep | None = None,
     keep_model_at: Sequence[int] = (),
     keep_deltas: bool = True,
     statistics: Mapping[int, Any] | None = None,
@@ -88,6 +89,8 @@ def stream(
         stop_on: given step, newest rows and moments after each batch, returns a reason to stop or
             None; :class:`workbench.Alarm` stops at a collapse. Another one may be given when a
             stopped run is started again, and it goes on.
+        on_step: told of every finished and recorded batch (:class:`workbench.StreamStep`), those of
+            an earlier start included; for live displays.
         keep_model_at: numbers of edits at which the stack is kept as a folder of its own, for
             :func:`workbench.open_stack`.
         keep_deltas: must be True; every edit is kept, so any moment can be opened again.
@@ -141,6 +144,7 @@ def stream(
         before=before,
         skip=on_error == "skip",
         stop_on=stop_on,
+        on_step=on_step,
         keep_at=Schedule(steps=tuple(keep_model_at)),
         given={} if statistics is None else {"statistics": statistics},
     )
@@ -159,6 +163,24 @@ def stream(
         exam = Exam(view, facts, subset=chosen, kinds=asked, prefixes=prefixes)
         run = Run(folder, view, editor, plan, exam, Watcher(view, layers, material))
         return run.drain()
+
+
+def stream_rows(out: str | os.PathLike[str]) -> pd.DataFrame:
+    """What a run measured of its own facts so far, finished or not.
+
+    Args:
+        out: the run's folder; another thread or process may be writing it.
+
+    Returns:
+        The table of :func:`stream`, up to the last finished batch.
+
+    Raises:
+        DataError: if there is no run, or a table was changed.
+
+    Example:
+        >>> wb.retention(wb.stream_rows("data/runs/memit"))  # doctest: +SKIP
+    """
+    return RunFolder(out).rows()
 
 
 def moments(out: str | os.PathLike[str]) -> pd.DataFrame:

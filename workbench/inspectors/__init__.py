@@ -2,7 +2,7 @@
 
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
-from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates
+from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates, with_alpha
 from workbench.inspectors.keys import closures, key_conflicts, key_table
 from workbench.inspectors.neurons import neuron_counts, neuron_selections, neuron_table
 from workbench.inspectors.prompts import subject_html, subject_tokens
@@ -23,4 +23,5 @@ __all__ = [
     "subject_tokens",
     "weight_drift",
     "weight_updates",
+    "with_alpha",
 ]

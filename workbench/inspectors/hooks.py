@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.adapters import Gates
+from workbench.adapters import Gates, opened
 from workbench.edits import AdapterEdit
 from workbench.errors import OptionError
 from workbench.model import ModelView
 from workbench.replay import run_rows
 from workbench.tokens import Item, context_length, encode, encode_request
 
-__all__ = ["alpha_history", "check_entries", "hook_gates"]
+__all__ = ["alpha_history", "check_entries", "hook_gates", "with_alpha"]
 
 
 @torch.no_grad()
@@ -68,6 +68,23 @@ def hook_gates(view: ModelView, prompts: str | Sequence[str]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def with_alpha(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """What the gates would do with another threshold; the model is not asked again.
+
+    Args:
+        table: as from :func:`hook_gates`.
+        alpha: of every layer; ``-inf`` opens every gate.
+
+    Returns:
+        The same table with this ``alpha``, and ``open`` where ``z`` reaches it.
+
+    Example:
+        >>> wb.with_alpha(wb.hook_gates(view, prompt), 1.5)["open"].sum()  # doctest: +SKIP
+    """
+    z = torch.tensor(table["z"].to_numpy(dtype="float64", copy=True))
+    return table.assign(alpha=float(alpha), open=opened(z, float(alpha)).numpy())
 
 
 def alpha_history(view: ModelView) -> pd.DataFrame:
