@@ -31,7 +31,12 @@ class PlainTrace:
     """
 
     def __init__(
-        self, view: wb.ModelView, ids: list[int], subject: tuple[int, int], noise: Tensor, answer: int
+        self,
+        view: wb.ModelView,
+        ids: list[int],
+        subject: tuple[int, int],
+        noise: Tensor,
+        answer: int,
     ) -> None:
         self.view, self.subject, self.noise, self.answer = view, subject, noise, answer
         self.batch = torch.tensor(ids, device=view.device).expand(len(noise), -1)

@@ -2,8 +2,8 @@
 
 Noise on the subject's embeddings makes the model forget the answer; what brings it back when one
 state is restored mediates it. Departures from the published code: the window of ``mlp`` and
-``attention`` is at most a third of the layers, the noise is drawn once for all cells from a seed, and
-its size is measured on the subjects at hand (the code has constants a model).
+``attention`` is at most a third of the layers, the noise is drawn from a seed, and its size is
+measured on the subjects at hand (the code also has constants for its models).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def causal_trace(
         samples: draws of the noise; the same for every cell.
         window: blocks around a layer whose ``mlp`` or ``attention`` is restored together; None is
             10, as in the paper, but at most a third of the layers.
-        severed: ``mlp`` or ``attention``: this module's outputs at the restored token stay corrupted
-            in all blocks above the restored residual (the paper's modified graph).
+        severed: ``mlp`` or ``attention``: at the restored token this module's outputs stay
+            corrupted in all blocks above the restored residual (the paper's modified graph).
         positions: tokens to trace, counted from 0; None is all. Those before the subject are listed
             with no effect, as nothing there is corrupted.
         std: standard deviation of embeddings; None measures that of the subject's tokens.
@@ -213,8 +213,8 @@ def causal_average(
 def edit_site(table: pd.DataFrame) -> int:
     """The layer to edit: where restoring the MLP at the subject's last token helps most.
 
-    Without rows of kind ``mlp`` the residual decides. A trace says where a fact passes; whether it is
-    best written there is another question (``calibrate`` answers it by editing).
+    Without rows of kind ``mlp`` the residual decides. A trace says where a fact passes; whether it
+    is best written there is another question (``calibrate`` answers it by editing).
 
     Args:
         table: of :func:`causal_trace` or :func:`causal_average`.
@@ -376,14 +376,12 @@ def _unknown(view: ModelView, fact: EditRequest, runs: Runs, answer: int) -> str
     said, prob = int(runs.logits[0].argmax()), float(runs.probs(answer)[0])
     return (
         f"{view.name} does not answer {fact.text!r} with {fact.target_true!r}: it says "
-        f"{decode([said])!r} ({decode([answer])!r} has {100 * prob:.2g} %), so there is no recall to "
-        "trace. Trace what it says by leaving target_true out, or pass must_know=False."
+        f"{decode([said])!r} ({decode([answer])!r} has {100 * prob:.2g} %), so there is no recall "
+        "to trace. Trace what it says by leaving target_true out, or pass must_know=False."
     )
 
 
-def _about(
-    view: ModelView, options: _Options, std: float, severed: str | None
-) -> dict[str, Any]:
+def _about(view: ModelView, options: _Options, std: float, severed: str | None) -> dict[str, Any]:
     return {
         "model": view.name,
         "edits": len(view.stack),

@@ -63,7 +63,9 @@ def logit_lens(
     if top_k < 1:
         raise OptionError(f"top_k={top_k}: it must be at least 1.")
     if positions not in POSITIONS:
-        raise OptionError(f"positions={positions!r} is unknown." + did_you_mean(positions, POSITIONS))
+        raise OptionError(
+            f"positions={positions!r} is unknown." + did_you_mean(positions, POSITIONS)
+        )
     require(view)
     ids = prompt_ids(view, prompt)
     answers = _first_tokens(view, prompt, track)

@@ -28,7 +28,17 @@ from workbench.replay import Suffix, kept_states
 from workbench.tokens import Encoded, context_length, encode, request_item
 from workbench.trace import Site, trace
 
-__all__ = ["MODULES", "Cell", "Runs", "cells_of", "embedding_std", "encode_fact", "require", "run", "trace_token"]
+__all__ = [
+    "MODULES",
+    "Cell",
+    "Runs",
+    "cells_of",
+    "embedding_std",
+    "encode_fact",
+    "require",
+    "run",
+    "trace_token",
+]
 
 #: kind of cell and of severed path → part of a block (:class:`workbench.trace.Site`).
 MODULES = {"mlp": "value", "attention": "attention"}
