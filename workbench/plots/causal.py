@@ -84,7 +84,7 @@ def plot_causal(
             z=grid["prob"].to_numpy(), x=grid["prob"].columns.tolist(), y=rows,
             zmin=float(first["prob_corrupted"]), zmax=top, colorscale=SEQUENTIAL, xgap=1, ygap=1,
             hovertext=_hover(grid, tokens, kind), hoverinfo="text",
-            colorbar={"title": {"text": f"P({answer})"}, "tickformat": ".2~%", "thickness": 12},
+            colorbar={"title": {"text": f"P({answer})", "font": {"size": 13}}, "tickformat": ".2~%", "thickness": 12},
         )
     )  # fmt: skip
     inside = tokens["role"].str.contains("subject token")
@@ -216,12 +216,21 @@ def _layer_axis(fig: go.Figure, layers: pd.Series) -> None:
 
 
 def _map_in_words(part: pd.DataFrame, kind: str) -> str:
-    best = part.loc[part["prob"].idxmax()]
+    first, said = part.iloc[0], []
+    for role, rows in (
+        ("last subject token", part[part["role"] == "last subject token"]),
+        ("any token", part),
+    ):
+        if len(rows):
+            best = rows.loc[rows["prob"].idxmax()]
+            place = f"{role}, {best['token']!r}" + (
+                f" ({best['role']})" if role == "any token" else ""
+            )
+            said.append(f"{percent(best['prob'])} at layer {best['layer']} of {place}")
     return (
-        f"Causal trace of {best['answer']!r}: restoring {KINDS.get(kind, kind)} helps most at "
-        f"{best['token']!r} ({best['role']}), layer {best['layer']}: {percent(best['prob'])}, "
-        f"against {percent(best['prob_corrupted'])} corrupted and {percent(best['prob_clean'])} "
-        "clean."
+        f"Causal trace of {first['answer']!r}, {percent(first['prob_clean'])} clean and "
+        f"{percent(first['prob_corrupted'])} corrupted: restoring {KINDS.get(kind, kind)} brings "
+        f"at most {'; '.join(said)}."
     )
 
 

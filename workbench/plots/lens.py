@@ -98,7 +98,7 @@ def _map(
             text=[[token_label(t, 10) for t in row] for row in token.to_numpy()],
             texttemplate="%{text}" if len(x) <= MAX_WORDS else None, textfont={"size": 10.5},
             hovertext=hover, hoverinfo="text",
-            colorbar={"title": {"text": "probability"}, "tickformat": ".0%", "thickness": 12},
+            colorbar={"title": {"text": "probability", "font": {"size": 13}}, "tickformat": ".0%", "thickness": 12},
         )
     )  # fmt: skip
     changed = [] if old is None else [k for k in shown.index if old[k] != shown["token"][k]]
@@ -209,5 +209,6 @@ def _layer_ticks(update: Any, layers: Any) -> None:
     values = list(range(0, high + 1, step))
     names = [str(x) for x in values]
     if low < 0:
-        values, names = [-1, *values], ["emb.", *names]
+        skip = int(step > 1)  # no room for 0 beside the embedding
+        values, names = [-1, *values[skip:]], ["emb.", *names[skip:]]
     update(title="layer", tickvals=values, ticktext=names, showgrid=False, zeroline=False)
