@@ -84,7 +84,10 @@ def plot_causal(
             z=grid["prob"].to_numpy(), x=grid["prob"].columns.tolist(), y=rows,
             zmin=float(first["prob_corrupted"]), zmax=top, colorscale=SEQUENTIAL, xgap=1, ygap=1,
             hovertext=_hover(grid, tokens, kind), hoverinfo="text",
-            colorbar={"title": {"text": f"P({answer})", "font": {"size": 13}}, "tickformat": ".2~%", "thickness": 12},
+            colorbar={
+                "title": {"text": f"P({answer})", "font": {"size": 13}}, "tickformat": ".2~%",
+                "thickness": 12,
+            },
         )
     )  # fmt: skip
     inside = tokens["role"].str.contains("subject token")

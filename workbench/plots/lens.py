@@ -98,7 +98,10 @@ def _map(
             text=[[token_label(t, 10) for t in row] for row in token.to_numpy()],
             texttemplate="%{text}" if len(x) <= MAX_WORDS else None, textfont={"size": 10.5},
             hovertext=hover, hoverinfo="text",
-            colorbar={"title": {"text": "probability", "font": {"size": 13}}, "tickformat": ".0%", "thickness": 12},
+            colorbar={
+                "title": {"text": "probability", "font": {"size": 13}}, "tickformat": ".0%",
+                "thickness": 12,
+            },
         )
     )  # fmt: skip
     changed = [] if old is None else [k for k in shown.index if old[k] != shown["token"][k]]
