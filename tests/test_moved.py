@@ -100,6 +100,8 @@ def test_an_edit_on_the_stack_is_compared_with_what_is_below_it(view, edit) -> N
         for name in before.select_dtypes("float"):
             np.testing.assert_allclose(before[name], after[name], rtol=1e-9, atol=1e-12)
     assert [e.id for e in view.stack] == [edit.id, later.id]
+    by_number = wb.residual_shift(view, 0, FACT)
+    np.testing.assert_array_equal(by_number.relative, wb.residual_shift(view, edit, FACT).relative)
     assert (before.attrs["edits"], after.attrs["edits"]) == (0, 2)
 
 
@@ -213,8 +215,10 @@ def test_what_has_no_answer_is_empty_and_says_why(view, make_view) -> None:
 
 
 def test_errors(view, edit, make_view) -> None:
-    with pytest.raises(OptionError, match="no edit"):
+    with pytest.raises(OptionError, match="expected an edit"):
         wb.residual_shift(view, "edit", FACT)
+    with pytest.raises(OptionError, match="expected one edit, not 0"):
+        wb.residual_shift(view, (), FACT)
     with pytest.raises(OptionError, match="layer=3: the edit changes layers"):
         wb.moved_neurons(view, edit, FACT, layer=3)
     with pytest.raises(OptionError, match="top_k=0"):

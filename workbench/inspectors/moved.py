@@ -1,9 +1,9 @@
 """What an edit moved: residuals layer by layer, the neurons that carry it, the tokens it pushes.
 
-"Before" and "after" are the view without and with the edit. An edit that is not on the stack is put
-on top for the comparison; one that is there is compared with the stack below it. The view is as it
-was afterwards. Weight edits and hook layers (CoachHook) are read alike: both change the value by
-``D k``, the latter only where the gate is open.
+"Before" and "after" are the view without and with the edit (:mod:`workbench.inspectors.sides`): one
+that is not on the stack is put on top for the comparison, one that is there is compared with the
+stack below it. The view is as it was afterwards. Weight edits and hook layers (CoachHook) are read
+alike: both change the value by ``D k``, the latter only where the gate is open.
 
 Where a question has no answer for an edit (a change of other parameters than the edited
 matrices, a model whose value does not reach the residual unscaled) the table is empty, with all its
@@ -12,8 +12,7 @@ columns, and ``attrs["why"]`` says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from workbench.edits import Adapter, Delta, Edit
 from workbench.errors import OptionError
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors.lens import log_probs, prompt_ids, residuals
+from workbench.inspectors.sides import Sides, sides_of
 from workbench.layouts import DECODER
 from workbench.model import ModelView
 from workbench.replay import run_rows
@@ -45,13 +45,13 @@ PROMOTED = (
 
 @torch.no_grad()
 def residual_shift(
-    view: ModelView, edit: Edit, prompt: str | EditRequest | EditCase
+    view: ModelView, edit: Edit | int, prompt: str | EditRequest | EditCase
 ) -> pd.DataFrame:
     """How far an edit moves the residual of a prompt, a strip over the layers.
 
     Args:
         view: the model.
-        edit: any edit; it may be on the stack.
+        edit: an edit, on the stack or not, or an entry's number.
         prompt: a request or case, or literal text. In a text the first subject of the edit's
             requests that occurs in it counts as the subject.
 
@@ -69,15 +69,16 @@ def residual_shift(
     Example:
         >>> wb.plot_residual_shift(wb.residual_shift(view, edit, edit.requests[0]))
     """
+    sides, edit = _compared(view, edit)
     row = _encoded(view, edit, prompt)
     ids = row.prompt_ids
     places = {"last token": len(ids) - 1}
     if row.first is not None and row.pivot != len(ids) - 1:
         places["subject"] = row.pivot
     chosen = list(places.values())
-    with _without(view, edit):
+    with sides.before():
         before = [state[chosen] for state in residuals(view, ids)]
-    with _with(view, edit):
+    with sides.after():
         after = [state[chosen] for state in residuals(view, ids)]
     touched = _touched(view, edit)
     rows: list[dict[str, Any]] = []
@@ -100,7 +101,7 @@ def residual_shift(
 @torch.no_grad()
 def moved_neurons(
     view: ModelView,
-    edit: Edit,
+    edit: Edit | int,
     prompt: str | EditRequest | EditCase,
     *,
     layer: int | None = None,
@@ -132,6 +133,7 @@ def moved_neurons(
     """
     if top_k < 1:
         raise OptionError(f"top_k={top_k}: it must be at least 1.")
+    sides, edit = _compared(view, edit)
     row = _encoded(view, edit, prompt)
     changes = _changes(view, edit)
     if layer is not None and changes and layer not in changes:
@@ -141,7 +143,7 @@ def moved_neurons(
     token = view.tokenizer.decode([row.ids[row.pivot]])
     if not changes:
         return _table(view, edit, [], NEURONS, prompt=text, token=token, why=_NO_MATRIX)
-    with _with(view, edit):
+    with sides.after():
         keys, _, gates = _at_pivots(view, [row], layers)
     rows, output = [], {}
     for x in layers:
@@ -169,7 +171,7 @@ def moved_neurons(
 
 @torch.no_grad()
 def promoted_tokens(
-    view: ModelView, edit: Edit, *, top_k: int = 8, limit: int = 16
+    view: ModelView, edit: Edit | int, *, top_k: int = 8, limit: int = 16
 ) -> pd.DataFrame:
     """Tokens that an edit's change of the value pushes up and down, read through the readout.
 
@@ -198,14 +200,14 @@ def promoted_tokens(
     for name, value in (("top_k", top_k), ("limit", limit)):
         if value < 1:
             raise OptionError(f"{name}={value}: it must be at least 1.")
-    _require(view, edit)
+    sides, edit = _compared(view, edit)
     changes, why = _changes(view, edit), _why_not_read(view)
     if not changes or why:
         return _table(view, edit, [], PROMOTED, why=why or _NO_MATRIX)
     requests = edit.requests[:limit]
     rows = [_request_row(view, r) for r in requests]
     layers = sorted(changes)
-    with _with(view, edit):
+    with sides.after():
         keys, states, gates = _at_pivots(view, rows, layers)
     found: list[dict[str, Any]] = []
     for x in layers:
@@ -221,32 +223,9 @@ def promoted_tokens(
     return _table(view, edit, found, PROMOTED)
 
 
-# ------------------------------------------------------------------ before and after
+# ------------------------------------------------------------------ the edit
 
 _NO_MATRIX = "the edit changes none of the edited matrices (down projections), so there is no D k"
-
-
-@contextmanager
-def _without(view: ModelView, edit: Edit) -> Iterator[None]:
-    entry = _entry(view, edit)
-    if entry is None:
-        with view.writing("residual shift"):
-            yield
-        return
-    with view.at(entry):
-        yield
-
-
-@contextmanager
-def _with(view: ModelView, edit: Edit) -> Iterator[None]:
-    entry = _entry(view, edit)
-    with view.applied(edit) if entry is None else view.at(entry + 1):
-        yield
-
-
-def _entry(view: ModelView, edit: Edit) -> int | None:
-    """Where the edit stands on the stack, None if it does not."""
-    return next((i for i, e in enumerate(view.stack) if e.id == edit.id), None)
 
 
 def _changes(view: ModelView, edit: Edit) -> dict[int, Callable[[], Tensor]]:
@@ -325,7 +304,6 @@ def _ends(view: ModelView, change: Float[Tensor, " d_vocab"], top_k: int) -> lis
 
 
 def _encoded(view: ModelView, edit: Edit, prompt: str | EditRequest | EditCase) -> Encoded:
-    _require(view, edit)
     if isinstance(prompt, EditCase):
         prompt = prompt.request
     if isinstance(prompt, EditRequest):
@@ -342,14 +320,13 @@ def _request_row(view: ModelView, request: EditRequest) -> Encoded:
     return encode_request(view.tokenizer, request, with_target=False, max_length=limit)[0]
 
 
-def _require(view: ModelView, edit: Any) -> None:
-    if not isinstance(edit, Edit):
-        raise OptionError(
-            f"edit={edit!r} is no edit: compute one with editor.edit(view, requests), or take one "
-            "of view.stack."
-        )
+def _compared(view: ModelView, edit: Edit | int) -> tuple[Sides, Edit]:
+    sides = sides_of(view, edit)
+    if len(sides.edits) != 1:
+        raise OptionError(f"expected one edit, not {len(sides.edits)}: look at them one by one.")
     if view.kind != DECODER:
         raise OptionError(f"{view.name} is an {view.kind}; what moved is read from decoders only.")
+    return sides, sides.edits[0]
 
 
 def _why_not_read(view: ModelView) -> str:
