@@ -32,7 +32,7 @@ class Layout:
         value: the edited matrix, the MLP's down projection, inside a block. Its input is the key,
             its output the value.
         mlp: module whose output joins the residual, None if the family has none.
-        attention: self-attention inside a block.
+        attention: module inside a block whose output is what self-attention adds.
         embed: token embedding.
         final_norm: norm before the head; None if the family has none.
         head: the language-model head or classifier.
@@ -93,7 +93,7 @@ _ROWS = (
     _gpt_like(
         "bloom",
         value="mlp.dense_4h_to_h",
-        attention="self_attention",
+        attention="self_attention.dense",  # the attention module itself adds the residual
         embed="transformer.word_embeddings",
     ),
     _gpt_like(

@@ -1,11 +1,14 @@
 """Capture a forward pass once, then run again only what changes.
 
-Two captures serve every locate-then-edit editor (spec locate-then-edit 6.2 and 6.3):
+Two captures serve every locate-then-edit editor (spec locate-then-edit 6.2 and 6.3), a third the
+causal trace:
 
 - :class:`Replay` aligns all rows on one pivot column, keeps the columns before it as cached keys
   and values of attention, and re-runs only columns from the pivot on, only in blocks from a given
   one up. A change at the pivot cannot reach anything else (causality, residual stream).
 - :class:`Blocks` keeps the arguments of a range of blocks, so that single blocks can be called.
+- :class:`Suffix` keeps the arguments of all blocks for the last columns of one text; hidden states
+  and what stands before those columns come from the caller, for any number of rows.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from workbench.model import ModelView
 from workbench.tokens import Encoded, pad_right, pad_token
 from workbench.trace import hidden_of
 
-__all__ = ["Blocks", "Replay", "capture_blocks", "run_rows"]
+__all__ = ["Blocks", "Replay", "Suffix", "capture_blocks", "kept_states", "run_rows"]
 
 
 class _Stop(Exception):
@@ -135,7 +138,7 @@ class Replay:
             self.hidden, self._calls = _record(view, inputs, range(start, view.n_layers))
         self._cache = cache
         self._past = {
-            layer: _first(_held(cache, layer), width) for layer in range(start, view.n_layers)
+            layer: _first(kept_states(cache, layer), width) for layer in range(start, view.n_layers)
         }
         if view.adapters:
             self._read_whole(rows, width)
@@ -169,7 +172,7 @@ class Replay:
         self.hidden = hidden.gather(1, index).detach()
         source = torch.arange(width)[None] - (width - pivots)[:, None]
         for layer in above:
-            parts = (_shift(part, source, source >= 0) for part in _held(cache, layer))
+            parts = (_shift(part, source, source >= 0) for part in kept_states(cache, layer))
             self._past[layer] = tuple(parts)  # type: ignore[assignment]
 
     @property
@@ -207,6 +210,52 @@ class Replay:
             for layer, c in self._calls.items()
         }
         return small
+
+
+class Suffix:
+    """The last columns of one text, run block by block for any number of rows.
+
+    Args:
+        view: the model, in the state in which it is captured; without hook layers.
+        ids: tokens of the text.
+        start: first column that is run.
+
+    Raises:
+        UnsupportedEditorError: if a block has a hook layer, which judges whole prompts.
+    """
+
+    #: Rows of the capture: a number that tells the axis of rows from axes of length one.
+    _ROWS = 3
+
+    def __init__(self, view: ModelView, ids: Sequence[int], start: int) -> None:
+        if view.adapters:
+            raise UnsupportedEditorError(
+                f"blocks {sorted(view.adapters)} have hook layers, which judge whole prompts and "
+                "cannot be run block by block: take them off the stack (view.pop, view.at) first."
+            )
+        row = Encoded(tuple(ids), start, len(ids))
+        self._whole = Replay(view, [row] * self._ROWS, 0)
+        self.start = start
+
+    def run(
+        self, layer: int, hidden: Float[Tensor, "rows pos d_model"], past: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "rows pos d_model"]:
+        """Output of one block.
+
+        Args:
+            layer: which block.
+            hidden: its input in columns ``start`` and after.
+            past: the block's keys and values of attention in the columns before, for every row
+                ``[rows, heads, start, d_head]``; not looked at for ``start=0``.
+        """
+        whole = self._whole
+        rows = torch.zeros(hidden.shape[0], dtype=torch.long)
+        if self.start == 0:  # the capture has one masked column before the text
+            past = _pick(whole._past[layer][0], rows), _pick(whole._past[layer][1], rows)
+        _hold(whole._cache, layer, *past)
+        call = whole._calls[layer]
+        args, kwargs = (_take(x, rows, self._ROWS) for x in (call.args, call.kwargs))
+        return tensor_of(whole.view.block(layer)(hidden, *args, **kwargs))
 
 
 def _inputs(view: ModelView, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Tensor]:
@@ -262,7 +311,7 @@ def _prefix_cache(
     source = torch.arange(width, device=view.device)[None] - (width - real)[:, None]
     kept = source >= 0
     for layer in range(view.n_layers):
-        _hold(cache, layer, *(_shift(part, source, kept) for part in _held(cache, layer)))
+        _hold(cache, layer, *(_shift(part, source, kept) for part in kept_states(cache, layer)))
     return cache, kept
 
 
@@ -270,7 +319,8 @@ def _first(held: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
     return held[0][:, :, :width], held[1][:, :, :width]
 
 
-def _held(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
+def kept_states(cache: DynamicCache, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[rows, heads, pos, d_head]`` that a cache holds of one block."""
     entry: Any = cache.layers[layer]
     return entry.keys, entry.values
 

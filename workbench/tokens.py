@@ -48,11 +48,13 @@ class Encoded:
         ids: all tokens.
         pivot: index of the subject's last token; of the prompt's last token without a subject.
         target_start: index of the completion's first token; ``len(ids)`` without a completion.
+        first: index of the subject's first token, None without a subject.
     """
 
     ids: tuple[int, ...]
     pivot: int
     target_start: int
+    first: int | None = None
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -178,20 +180,23 @@ def _locate(item: Item, ids: list[int], spans: list[tuple[int, int]]) -> Encoded
         raise RequestError(f"prompt {item.text!r} has no token of its own: write a longer prompt.")
     if item.completion and target == len(ids):
         raise RequestError(f"completion {item.completion!r} has no token: write another one.")
-    return Encoded(tuple(ids), _pivot(item, spans, target), target)
-
-
-def _pivot(item: Item, spans: list[tuple[int, int]], target: int) -> int:
     if item.subject is None:
-        return target - 1
-    start, end = item.subject
-    inside = [i for i, (a, b) in enumerate(spans[:target]) if a < end and b > start and b > a]
+        return Encoded(tuple(ids), target - 1, target)
+    inside = _subject_tokens(item, item.subject, spans[:target])
+    return Encoded(tuple(ids), inside[-1], target, inside[0])
+
+
+def _subject_tokens(
+    item: Item, subject: tuple[int, int], spans: list[tuple[int, int]]
+) -> list[int]:
+    start, end = subject
+    inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start and b > a]
     if not inside:
         raise RequestError(
             f"subject {item.text[start:end]!r} has no token in {item.text!r}: spell it with "
             "characters that the tokenizer knows."
         )
-    return inside[-1]
+    return inside
 
 
 def _check_length(item: Item, row: Encoded, max_length: int | None) -> None:

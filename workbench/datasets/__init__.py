@@ -11,6 +11,7 @@ from workbench.datasets.corpora import snippets, texts
 from workbench.datasets.counterfacts import counterfact, multi_counterfact
 from workbench.datasets.downstream import TASKS, TaskItem, task_items
 from workbench.datasets.generic import SCHEMAS, load_cases
+from workbench.datasets.known import known_facts
 from workbench.datasets.own import facts, tiny
 from workbench.datasets.questions import easyedit, zsre
 from workbench.datasets.selection import Cases, LoadReport
@@ -27,6 +28,7 @@ __all__ = [
     "easyedit",
     "facts",
     "fetch",
+    "known_facts",
     "load_cases",
     "multi_counterfact",
     "snippets",

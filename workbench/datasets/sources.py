@@ -66,6 +66,10 @@ SOURCES: dict[str, Source] = {
         "multi_counterfact.json",
         "CounterFact without conflicting records (MEMIT); wb.datasets.multi_counterfact",
     ),
+    "known_facts": _hosted(
+        "known_1000.json",
+        "facts that GPT-2 XL knows (ROME's causal trace); wb.datasets.known_facts",
+    ),
     "zsre": _hosted("zsre_mend_eval.json", "zsRE, evaluation half (MEND); wb.datasets.zsre"),
     "zsre_train": _hosted("zsre_mend_train.json", "zsRE, training half; wb.datasets.zsre"),
     "attribute_snippets": _hosted(

@@ -1,26 +1,37 @@
 """Inspectors return tables: what moved, where, by how much."""
 
+from workbench.inspectors.causal import causal_average, causal_trace, edit_site
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
 from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates, with_alpha
 from workbench.inspectors.keys import closures, key_conflicts, key_table
+from workbench.inspectors.lens import lens_difference, logit_lens
+from workbench.inspectors.moved import moved_neurons, promoted_tokens, residual_shift
 from workbench.inspectors.neurons import neuron_counts, neuron_selections, neuron_table
 from workbench.inspectors.prompts import subject_html, subject_tokens
 from workbench.inspectors.updates import weight_updates
 
 __all__ = [
     "alpha_history",
+    "causal_average",
+    "causal_trace",
     "check_entries",
     "closures",
+    "edit_site",
     "hook_gates",
     "key_conflicts",
     "key_table",
+    "lens_difference",
+    "logit_lens",
+    "moved_neurons",
     "neuron_counts",
     "neuron_selections",
     "neuron_table",
     "side_effects",
     "subject_html",
     "subject_tokens",
+    "promoted_tokens",
+    "residual_shift",
     "weight_drift",
     "weight_updates",
     "with_alpha",

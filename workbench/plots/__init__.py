@@ -6,6 +6,7 @@ No function here computes with a model or shows anything; figures carry their fi
 
 from __future__ import annotations
 
+from workbench.plots.causal import plot_causal, plot_causal_average
 from workbench.plots.comparison import plot_comparison, plot_comparison_grid
 from workbench.plots.effects import plot_receipt, plot_side_effects
 from workbench.plots.forgetting import plot_forgetting, plot_moments, plot_survival_map
@@ -17,6 +18,8 @@ from workbench.plots.inside import (
     plot_neurons,
 )
 from workbench.plots.layers import plot_drift, plot_layer_sweep
+from workbench.plots.lens import plot_lens
+from workbench.plots.moved import plot_promoted, plot_residual_shift
 from workbench.plots.optimization import plot_closure, plot_target_trace
 from workbench.plots.scores import plot_summary
 from workbench.plots.shown import Shown, alt_text, bundle, show, still
@@ -29,6 +32,8 @@ __all__ = [
     "alt_text",
     "bundle",
     "plot_alpha",
+    "plot_causal",
+    "plot_causal_average",
     "plot_closures",
     "plot_conflicts",
     "plot_hooks",
@@ -39,10 +44,13 @@ __all__ = [
     "plot_drift",
     "plot_forgetting",
     "plot_layer_sweep",
+    "plot_lens",
     "plot_moments",
     "plot_next_tokens",
     "plot_receipt",
     "plot_side_effects",
+    "plot_promoted",
+    "plot_residual_shift",
     "plot_summary",
     "plot_survival_map",
     "plot_target_trace",

@@ -176,6 +176,13 @@ def words(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
+def token_label(token: str, limit: int = 14) -> str:
+    """A token as a label: blanks and line breaks visible where there is nothing else, cut short."""
+    text = token.strip() or token.replace(" ", "␣").replace("\t", "⇥")
+    text = text.replace("\n", "⏎")
+    return words(text if len(text) <= limit else f"{text[: limit - 1]}…")
+
+
 def percent(share: float) -> str:
     """A share in words: ``12 %``, ``0.4 %``, ``< 0.1 %``, ``> 99 %``."""
     if 0 < share < 0.001:
