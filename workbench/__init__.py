@@ -103,12 +103,16 @@ if TYPE_CHECKING:
     from workbench.pretrained import load
     from workbench.progress import progress_to
     from workbench.receipts import Receipt, receipt
+    from workbench.session import Session
     from workbench.stats import SecondMoment, second_moments
+    from workbench.widgets import EditBench
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "explain_options": "editors.explain",
+    "Session": "session",
+    "EditBench": "widgets",
     "datasets": "",
     "errors": "",
     "metrics": "",
@@ -212,6 +216,8 @@ _ROOMS = {
 
 __all__ = [
     "explain_options",
+    "Session",
+    "EditBench",
     "EDITORS",
     "AlphaEdit",
     "CoachHook",

@@ -1,0 +1,318 @@
+"""``EditBench``: edit, see, compare, undo, without writing code.
+
+The bench owns a session (:mod:`workbench.session`), the one worker thread, and the panels. Panels
+call the session in the worker and draw what comes back; only what is in sight is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import ipywidgets as ipw
+
+from workbench.facts import EditCase
+from workbench.model import ModelView
+from workbench.plots.shown import bundle, headless
+from workbench.pretrained import MODELS, load
+from workbench.session import Session
+from workbench.session.looking import Looker
+from workbench.widgets.answers import AnswersPanel
+from workbench.widgets.comparing import ComparePanel
+from workbench.widgets.editors import EditorPanel
+from workbench.widgets.effects import EffectsPanel
+from workbench.widgets.facts import FactPanel, read_cases
+from workbench.widgets.files import FilesPanel
+from workbench.widgets.hooks import HookPanel
+from workbench.widgets.jobs import Job, Jobs, told
+from workbench.widgets.moved import MovedPanel
+from workbench.widgets.panel import Panel
+from workbench.widgets.parts import Message, button, column, row
+from workbench.widgets.receipts import ReceiptPanel
+from workbench.widgets.streaming import StreamPanel
+from workbench.widgets.theme import ThemeProbe
+from workbench.widgets.timeline import TimelinePanel
+from workbench.widgets.tracing import TracePanel
+
+__all__ = ["EditBench"]
+
+TABS: tuple[type[Panel], ...] = (
+    ReceiptPanel,
+    MovedPanel,
+    EffectsPanel,
+    HookPanel,
+    TimelinePanel,
+    StreamPanel,
+    ComparePanel,
+    TracePanel,
+    FilesPanel,
+)
+STYLE = """<style>
+.wb-bench .wb-table {overflow-x: auto}
+.wb-bench table {border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums}
+.wb-bench th, .wb-bench td {padding: 2px 10px 2px 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--jp-border-color2, #d5d9de)}
+.wb-bench td.number, .wb-bench th.number {text-align: right; white-space: nowrap}
+.wb-bench caption {text-align: left; color: var(--jp-ui-font-color2, #565c64); padding: 4px 0}
+.wb-bench .widget-html-content {line-height: 1.45}
+.wb-where {font-weight: bold}
+</style>"""
+
+
+class EditBench:
+    """The interactive workbench: return it from a notebook cell.
+
+    Args:
+        view: the model; edits it holds already are on the timeline.
+        facts: put on the desk at the start; None takes a shipped one that suits the model.
+
+    Attributes:
+        box: the widget.
+        session: the state, and every action as a method (:class:`workbench.session.Session`).
+        jobs: long work; ``await bench.jobs.finished()`` in a cell waits for it.
+
+    Raises:
+        WorkbenchError: if the extra ``lab`` is not installed.
+
+    Example:
+        >>> bench = wb.EditBench(wb.load("tiny"))  # doctest: +SKIP
+        >>> bench
+    """
+
+    def __init__(
+        self, view: ModelView, *, facts: Sequence[EditCase] | EditCase | None = None
+    ) -> None:
+        self.session = Session(view)
+        self.looker = Looker(self.session)
+        self.jobs = Jobs(self._working)
+        self.is_quiet = False
+        self._stale = False
+        self._probe = ThemeProbe()
+        self._probe.observe(lambda change: self._draw(self._shown), "theme")
+        self._shown: dict[Panel, Any] = {}
+        self.message = Message("wb-bench-message")
+        self.fact, self.editor = FactPanel(self), EditorPanel(self)
+        self.answers = AnswersPanel(self)
+        self.tabs = tuple(make(self) for make in TABS)
+        self.box = ipw.VBox(self._parts()).add_class("wb-bench")
+        self.session.take(facts if facts is not None else self.cases("facts", "", 1))
+        assert self.session.request is not None
+        self.fact.fill(self.session.request)
+        self.redraw(waits=True)
+
+    # ------------------------------------------------------------------ layout
+
+    def _parts(self) -> list[Any]:
+        self.where = ipw.HTML().add_class("wb-where")
+        self.bar = ipw.FloatProgress(min=0, max=1, layout=ipw.Layout(width="220px"))
+        self.phase = ipw.HTML().add_class("wb-phase")
+        self.halt = button(
+            "Stop",
+            self.jobs.stop,
+            name="wb-halt",
+            style="warning",
+            hint="Stop what is running; the model keeps the last finished state",
+        )
+        self.model = ipw.Combobox(
+            value=self.session.view.name,
+            options=list(MODELS),
+            description="Model",
+            ensure_option=False,
+            continuous_update=False,
+            layout=ipw.Layout(width="300px"),
+            tooltip="tiny, smollm2-135m, a folder or a hub id",
+        ).add_class("wb-model")
+        self.model.observe(self._other_model, "value")
+        top = row(self.model, self.where)
+        work = row(self.bar, self.phase, self.halt)
+        left = ipw.HBox([column(self.fact.box, width="55%"), column(self.editor.box, width="45%")])
+        self.tab = ipw.Tab(
+            children=[p.box for p in self.tabs], titles=[p.title for p in self.tabs]
+        ).add_class("wb-tabs")
+        self.tab.observe(lambda change: self.redraw(), "selected_index")
+        self._working(None)
+        style = ipw.HTML(STYLE)
+        return [style, self._probe, top, work, self.message, left, self.answers.box, self.tab]
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def theme(self) -> str:
+        """``light`` or ``dark``, as the page is."""
+        return str(self._probe.theme)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Controls change without being taken for a person's doing."""
+        before, self.is_quiet = self.is_quiet, True
+        try:
+            yield
+        finally:
+            self.is_quiet = before
+
+    def cases(self, kind: str, path: str, limit: int) -> list[EditCase]:
+        """Facts of a source for this model."""
+        return read_cases(kind, path, limit, self.session.view.name)
+
+    def panel(self, name: str) -> Panel:
+        """A panel by its name, such as ``stream``."""
+        every = (self.fact, self.editor, self.answers, *self.tabs)
+        return next(p for p in every if p.name == name)
+
+    def show(self, name: str) -> Panel:
+        """Bring a tab to the front."""
+        panel = self.panel(name)
+        self.tab.selected_index = self.tabs.index(panel)
+        return panel
+
+    # ------------------------------------------------------------------ doing and drawing
+
+    def act(
+        self,
+        panel: Panel,
+        what: str,
+        work: Callable[[Job], Any],
+        then: Callable[[Any], None] | None = None,
+        *,
+        tick: Callable[[], None] | None = None,
+        light: bool = False,
+        waits: bool = False,
+    ) -> bool:
+        """Work in the worker thread, then draw what is in sight; errors go to the panel."""
+        panel.message.say()
+
+        def both(job: Job) -> tuple[Any, dict[Panel, Any]]:
+            value = work(job)
+            return value, self._load()
+
+        def done(found: tuple[Any, dict[Panel, Any]]) -> None:
+            value, tables = found
+            if then is not None:
+                then(value)
+            self._draw(tables)
+
+        def failed(text: str, detail: str) -> None:
+            panel.message.complain(text, detail)
+            self._stale = True  # what was finished before is worth drawing
+
+        return self.jobs.start(
+            what,
+            both,
+            done,
+            failed=failed,
+            tick=tick,
+            noted=panel.message.add,
+            light=light,
+            waits=waits,
+        )
+
+    def later(
+        self, panel: Panel, what: str = "look", work: Callable[[], Any] | None = None
+    ) -> None:
+        """A small piece of work and a redraw, as soon as nothing else is running."""
+        if self.jobs.current is not None:
+            self._stale = True
+            return
+        self.act(panel, what, lambda job: work() if work else None, light=True)
+
+    def redraw(self, *, waits: bool = False) -> None:
+        """Draw what is in sight again, for changes that were made by code.
+
+        Args:
+            waits: return when it is drawn.
+        """
+        if self.jobs.current is not None:
+            self._stale = True
+            return
+        self.act(self.answers, "look", lambda job: None, light=True, waits=waits)
+
+    def _in_sight(self) -> list[Panel]:
+        front = self.tabs[self.tab.selected_index or 0]
+        return [self.fact, self.editor, self.answers, front]
+
+    def _load(self) -> dict[Panel, Any]:
+        """Tables of what is in sight; a failure is the panel's own."""
+        found: dict[Panel, Any] = {}
+        for panel in self._in_sight():
+            try:
+                found[panel] = panel.load()
+            except Exception as err:
+                found[panel] = _Failed(*told(err))
+        return found
+
+    def _draw(self, tables: dict[Panel, Any]) -> None:
+        for panel, found in tables.items():
+            if isinstance(found, _Failed):
+                panel.message.complain(found.text, found.detail)
+            else:
+                panel.draw(found)
+        self._shown |= tables
+        self.where.value = escape(self.session.describe())
+        with self.quiet():
+            self.model.value = self.session.view.name
+
+    def _working(self, job: Job | None) -> None:
+        """The progress line; called at every look and at the end."""
+        self.halt.disabled = job is None or job.light
+        for panel in self.tabs:
+            panel.working(job)
+        if job is None:
+            self.bar.value, self.phase.value = 0, ""
+            if self._stale:
+                self._stale = False
+                self.redraw()
+            return
+        share = job.done / job.total if job.total else 0
+        self.bar.value = share
+        count = f" {job.done}/{job.total}" if job.total else ""
+        left = f", about {job.seconds * (1 / share - 1):.0f} s left" if share > 0.05 else ""
+        ending = " – stopping …" if job.stop.is_set() else ""
+        said = f"{job.what}: {job.phase}{count} · {job.seconds:.0f} s{left}{ending}"
+        self.phase.value = f"<span role='status'>{escape(said)}</span>" if not job.light else ""
+
+    def _other_model(self, change: Any) -> None:
+        name = change["new"].strip()
+        if self.is_quiet or not name or name == self.session.view.name:
+            return
+
+        def work(job: Job) -> None:
+            self.use(load(name))
+
+        def then(_: Any) -> None:
+            assert self.session.request is not None
+            self.fact.fill(self.session.request)
+
+        self.act(self.editor, f"load {name}", work, then)
+
+    def use(self, view: ModelView) -> None:
+        """Work on another model: a new session with a shipped fact on the desk."""
+        session = Session(view)
+        session.take(read_cases("facts", "", 1, view.name))
+        self.session, self.looker = session, Looker(session)
+
+    # ------------------------------------------------------------------ static copies
+
+    def figures(self) -> list[Any]:
+        """The figures in sight and those drawn before in other tabs."""
+        return [f for p in (self.answers, *self.tabs) for f in p.figures()]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Widgets where they live; words, a table and a picture everywhere else."""
+        static = {
+            "text/plain": f"EditBench: {self.session.describe()}",
+            "text/html": self.session.view._repr_html_(),
+        }
+        drawn = self.answers.figures()
+        if headless():
+            return bundle(drawn[0], interactive=False) | static if drawn else static
+        live = self.box._repr_mimebundle_(**kwargs)
+        return live if live is None else {**live, **static}
+
+
+class _Failed:
+    """A panel's tables could not be had."""
+
+    def __init__(self, text: str, detail: str) -> None:
+        self.text, self.detail = text, detail

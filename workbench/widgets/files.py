@@ -1,0 +1,71 @@
+"""Files: save and load edits, export a report that opens anywhere."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from workbench.errors import OptionError
+from workbench.session.reporting import write_report
+from workbench.widgets.panel import Panel
+from workbench.widgets.parts import button, column, field, row
+
+__all__ = ["FilesPanel"]
+
+
+class FilesPanel(Panel):
+    """Save the stack, load edits or runs, write a report."""
+
+    title: ClassVar[str] = "Files"
+    name: ClassVar[str] = "files"
+
+    def _build(self) -> Any:
+        self.path = field("Edits", name="wb-file", hint="edit.safetensors, or a folder for several")
+        save = button("Save", self.save, name="wb-save")
+        load = button("Load", self.load_file, name="wb-load")
+        self.report = field("Report", name="wb-report", value="workbench-report.html")
+        export = button("Export", self.export, name="wb-export")
+        return column(self.path, row(save, load), self.report, export, self.message)
+
+    def load(self) -> None:
+        """Nothing: files are asked for by hand."""
+
+    def draw(self, found: None) -> None:
+        """Nothing."""
+
+    def save(self) -> None:
+        """Save the stack."""
+        path = self._named(self.path, "edits")
+        self.act(
+            "save",
+            lambda job: self.session.save(path()),
+            lambda where: self.message.say(f"Saved: {where}"),
+        )
+
+    def load_file(self) -> None:
+        """Load edits on top of those there."""
+        path = self._named(self.path, "edits")
+        self.act(
+            "load",
+            lambda job: self.session.load(path()),
+            lambda edits: self.message.say(f"Loaded {len(edits)} edits."),
+        )
+
+    def export(self) -> None:
+        """Write the report."""
+        path = self._named(self.report, "a report")
+        drawn = self.bench.figures()
+        self.act(
+            "report",
+            lambda job: write_report(self.session, path(), figures=drawn),
+            lambda where: self.message.say(f"Written: {where}"),
+        )
+
+    def _named(self, part: Any, what: str) -> Any:
+        """The path in a field, asked for when the work begins so that an error lands here."""
+
+        def path() -> str:
+            if not part.value.strip():
+                raise OptionError(f"type a file name for {what} first.")
+            return str(part.value.strip())
+
+        return path

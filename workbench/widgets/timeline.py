@@ -1,0 +1,122 @@
+"""The stack as a timeline: scrub through it, undo, redo, take any entry out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import ipywidgets as ipw
+import pandas as pd
+
+from workbench.widgets.panel import Panel
+from workbench.widgets.parts import button, column, field, number, row, table_html
+
+__all__ = ["TimelinePanel"]
+
+
+class TimelinePanel(Panel):
+    """Entries, a slider over time, and what can be done with an entry."""
+
+    title: ClassVar[str] = "Timeline"
+    name: ClassVar[str] = "timeline"
+
+    def _build(self) -> Any:
+        self.slider = ipw.IntSlider(
+            value=0,
+            min=0,
+            max=0,
+            description="Look at",
+            continuous_update=False,
+            style={"description_width": "120px"},
+            layout=ipw.Layout(width="98%"),
+        ).add_class("wb-moment")
+        self.slider.observe(self._scrubbed, "value")
+        self.entry = number("Entry", 0, name="wb-entry", low=0)
+        self.note = field("Note", name="wb-note", hint="words for the newest edit")
+        self.note.observe(self._noted, "value")
+        self.undo = button(
+            "Undo", self.take_back, name="wb-undo", hint="Take the newest edit off, exactly"
+        )
+        self.redo = button("Redo", self.put_back, name="wb-redo")
+        drop = button(
+            "Drop",
+            self.drop,
+            name="wb-drop",
+            hint="Take this entry out; later ones stay as they were computed",
+        )
+        replay = button(
+            "Drop and recompute",
+            self.replay,
+            name="wb-replay",
+            hint="Take this entry out and compute later ones again",
+        )
+        self.table = ipw.HTML()
+        return column(
+            self.slider,
+            row(self.undo, self.redo),
+            row(self.entry, drop, replay),
+            self.note,
+            self.message,
+            self.table,
+        )
+
+    def load(self) -> pd.DataFrame:
+        """The stack."""
+        table: pd.DataFrame = self.session.timeline()
+        return table
+
+    def draw(self, found: pd.DataFrame) -> None:
+        """Show it; slider and buttons follow."""
+        held, moment = len(found), self.session.moment
+        with self.bench.quiet():
+            self.slider.max = held
+            self.slider.value = held if moment is None else moment
+            self.entry.max = max(held - 1, 0)
+        self.slider.disabled = not held
+        self.undo.disabled, self.redo.disabled = not held, not self.session.redoable
+        self.table.value = table_html(found.iloc[::-1], "The edits the model holds, newest first")
+
+    def take_back(self) -> None:
+        """Undo."""
+        self.act(
+            "undo",
+            lambda job: self.session.undo(),
+            lambda edit: self.message.say(f"Undone: {_said(edit)}."),
+        )
+
+    def put_back(self) -> None:
+        """Redo."""
+        self.act(
+            "redo",
+            lambda job: self.session.redo(),
+            lambda edit: self.message.say(f"Put back: {_said(edit)}."),
+        )
+
+    def drop(self, *, replay: bool = False) -> None:
+        """Take the chosen entry out."""
+        entry = self.entry.value
+        how = "later edits were computed again" if replay else "later edits stay as computed"
+        self.act(
+            "drop",
+            lambda job: self.session.drop(entry, replay=replay),
+            lambda edit: self.message.say(f"Dropped: {_said(edit)}; {how}."),
+        )
+
+    def replay(self) -> None:
+        """Take the chosen entry out and compute the later ones again."""
+        self.drop(replay=True)
+
+    def _scrubbed(self, change: Any) -> None:
+        if not self.bench.is_quiet:
+            self.act("look", lambda job: self.session.look_at(change["new"]))
+
+    def _noted(self, change: Any) -> None:
+        stack = self.session.view.stack
+        if stack and change["new"].strip():
+            self.session.notes[stack[-1].id] = change["new"].strip()
+            self.bench.later(self)
+
+
+def _said(edit: Any) -> str:
+    first = edit.requests[0]
+    more = f" and {len(edit.requests) - 1} more" if len(edit.requests) > 1 else ""
+    return f"{edit.editor}, {first.text} → {first.target_new}{more}"
