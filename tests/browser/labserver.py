@@ -33,6 +33,7 @@ class LabServer:
     """A server on a folder; :meth:`stop` ends it and its kernels."""
 
     def __init__(self, home: Path, root: Path) -> None:
+        self.root = root
         self.token = secrets.token_hex(8)
         self.runtime = home / "runtime"
         self.port = _free_port()
