@@ -115,6 +115,10 @@ def test_the_gap_between_teacher_forcing_and_writing(tiny, case, rome) -> None:
     assert one.took is False and one.gap == 1
     assert one.verdict.startswith("teacher-forced only:") and "does not contain it" in one.verdict
     assert "free writing: +1.00" in one._repr_html_()
+    bare = dataclasses.replace(wanted["took"], target_true=None)
+    both = dataclasses.replace(rome, requests=(wanted["teacher-forced only"], bare))
+    facts = wb.receipt(tiny, both).facts  # one has no foil: exact match for both
+    assert facts.forced_after.tolist() == [False, True] and facts.gap.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,15 @@ def test_a_hook_layer_that_stays_closed_has_no_effect(make_view, alpha) -> None:
     assert (row.form, row.layer, row["rank"]) == ("hook_layer", 1, 1)
     assert row.update_norm == pytest.approx(float((left @ right.T).norm()))
     assert view.adapters == {}
+
+
+def test_a_hook_layer_that_opens_a_little_has_an_effect(make_view) -> None:
+    view = make_view("gpt2")
+    delta = rank_one(view, layer=1, scale=1e-3)
+    hook = HookLayer(delta.tensors["left"], delta.tensors["right"], -math.inf)
+    found = wb.receipt(view, edit_of(view, as_adapter(delta.parameter, hook)))
+    assert found.facts.nll_after[0] == pytest.approx(found.facts.nll_before[0], rel=1e-5)
+    assert not found.no_effect
 
 
 # ---------------------------------------------------------------------- kinds of edits and models
