@@ -17,6 +17,7 @@ from workbench.plots.theme import (
     new_figure,
     percent,
     plotly,
+    token_label,
     words,
 )
 
@@ -249,7 +250,7 @@ def _bars(shown: pd.DataFrame, changed: bool, name: str) -> Any:
 
 def _move(row: dict[str, Any]) -> str:
     """How the leading answer changed, in a few words."""
-    before, after = (_cut(_line(row[c]) or "␣", 14) for c in ("top_before", "top_after"))
+    before, after = (token_label(row[c]) for c in ("top_before", "top_after"))
     if row["changed"]:
         return f"{before} {percent(row['p_top_before'])} → {after} {percent(row['p_top_after'])}"
     return f"{before} {percent(row['p_top_before'])} → {percent(row['p_top_after'])}"
