@@ -91,6 +91,13 @@ def test_probes_agree_with_score(make_view) -> None:
         assert row.p_after == pytest.approx(after.loc[kind].p_target)
         assert row.success_before == before.loc[kind].success
         assert row.flipped == (before.loc[kind].success != after.loc[kind].success)
+    texts = [p.prompt for p in CASE.probes[1:]]
+    free = wb.side_effects(view, edit, texts).set_index("prompt")
+    for row in table.loc[["neighborhood", "attribute"]].itertuples():
+        alone = free.loc[row.prompt]
+        assert row.kl == pytest.approx(alone.kl, rel=1e-3) and row.top_after == alone.top_after
+        assert row.p_top_before == pytest.approx(alone.p_top_before, rel=1e-4)
+    assert free.kl.nunique() == 2
     assert table.loc["attribute"].foil is None and table.loc["free"].case_id is None
     asked = wb.side_effects(view, edit, CASE, kinds=("efficacy",))
     assert asked.prompt.tolist() == ["Bo lives in"]

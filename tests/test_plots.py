@@ -150,6 +150,13 @@ def test_colors_stand_out_from_the_paper(look):
     assert min(_contrast(c, ink["paper"]) for c in (ink["soft"], theme.NEUTRAL)) >= 3.9
 
 
+def test_long_prompts_keep_both_ends():
+    text = "The city in which Danielle Darrieux was born is called"
+    short = theme.ellipsis(text, 30)
+    assert len(short) <= 30 and short.startswith("The city") and short.endswith("is called")
+    assert theme.ellipsis(text, len(text)) == text
+
+
 def test_target_and_old_answer_are_pinned_and_marked():
     many = pd.DataFrame(
         {"token": [f" word{i}" for i in range(20)] + [" French", " English"], "prob": 0.01}

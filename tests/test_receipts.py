@@ -14,6 +14,7 @@ from workbench.demo import weights_digest
 from workbench.edits import Adapter, AdapterEdit, Delta, WeightEdit
 from workbench.errors import EditMismatchError, OptionError
 from workbench.plots import alt_text
+from workbench.receipts import _has
 
 REQ = wb.EditRequest(prompt="{} lives in", subject="Bo", target_new="Rome", target_true="Paris")
 
@@ -55,7 +56,9 @@ def test_an_edit_that_took(tiny, case, rome) -> None:
     plain = wb.score(tiny, [own], generate=True).iloc[0]
     with tiny.applied(rome):
         after = wb.score(tiny, [own], generate=True).iloc[0]
-    assert (fact.p_before, fact.p_after) == (plain.p_target, after.p_target)
+    assert fact.p_before == pytest.approx(plain.p_target, rel=1e-4)
+    assert fact.p_after == pytest.approx(after.p_target, rel=1e-4)
+    assert (fact.exact_before, fact.forced_before) == (plain.exact, plain.success)
     assert (fact.wrote_before, fact.wrote_after) == (plain.generated, after.generated)
     assert found.took is True and not found.no_effect and fact.outcome == "took"
     assert found.verdict.startswith(f"took: {own.target_new} ") and "→ 9" in found.verdict
@@ -112,6 +115,24 @@ def test_the_gap_between_teacher_forcing_and_writing(tiny, case, rome) -> None:
     assert one.took is False and one.gap == 1
     assert one.verdict.startswith("teacher-forced only:") and "does not contain it" in one.verdict
     assert "free writing: +1.00" in one._repr_html_()
+    bare = dataclasses.replace(wanted["took"], target_true=None)
+    both = dataclasses.replace(rome, requests=(wanted["teacher-forced only"], bare))
+    facts = wb.receipt(tiny, both).facts  # one has no foil: exact match for both
+    assert facts.forced_after.tolist() == [False, True] and facts.gap.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (" Romeo and Juliet", False),
+        (" the city of Rome.", True),
+        (" BigRome", False),
+        (" BigRome, Rome", True),
+        ("Rome", True),
+    ],
+)
+def test_only_whole_words_count_as_written(text, found) -> None:
+    assert _has(text, "Rome") is found
 
 
 def test_what_it_held_before_is_said(tiny, case, rome) -> None:
@@ -134,10 +155,14 @@ def test_of_a_batch_it_is_a_share(tiny) -> None:
     found = wb.receipt(tiny, wb.MEMIT.preset(tiny).edit(tiny, cases), cases)
     assert found.took == found.facts.outcome.isin(["took", "held before"]).mean()
     assert f"{int(6 * found.took)} of 6 facts" in found.verdict
+    follow = found.side_effects[found.side_effects.kind == "paraphrase"]
     probes = [p for c in cases for p in c.probes if p.kind != "efficacy"]
     assert len(found.side_effects) == len(probes)
     kept = found.side_effects[found.side_effects.kind == "neighborhood"]
-    assert f"neighborhood {int(kept.flipped.sum())} of {len(kept)}" in found.moved
+    moved = int((kept.changed | kept.flipped).sum())
+    assert moved > kept.flipped.sum()  # two-way success alone would hide some
+    assert f"neighborhood {moved} of {len(kept)} (median KL" in found.moved
+    assert f"paraphrases follow: {int(follow.success_after.sum())} of 12" in found.moved
 
 
 # ---------------------------------------------------------------------- nothing happened
@@ -181,13 +206,25 @@ def test_a_hook_layer_that_stays_closed_has_no_effect(make_view, alpha) -> None:
     delta = rank_one(view, layer=1, scale=0.3)
     left, right = delta.tensors["left"], delta.tensors["right"]
     hook = as_adapter(delta.parameter, HookLayer(left, right, alpha))
-    found = wb.receipt(view, edit_of(view, hook))
+    more = [
+        wb.EditRequest(prompt="Miles Davis plays the", target_new=t) for t in ("piano", "drums now")
+    ]
+    found = wb.receipt(view, edit_of(view, hook, requests=(REQ, *more)))
     assert found.no_effect == (alpha == math.inf)
     assert ("stays closed" in found.verdict) == found.no_effect
     row = found.weights.iloc[0]
     assert (row.form, row.layer, row["rank"]) == ("hook_layer", 1, 1)
     assert row.update_norm == pytest.approx(float((left @ right.T).norm()))
     assert view.adapters == {}
+
+
+def test_a_hook_layer_that_opens_a_little_has_an_effect(make_view) -> None:
+    view = make_view("gpt2")
+    delta = rank_one(view, layer=1, scale=1e-3)
+    hook = HookLayer(delta.tensors["left"], delta.tensors["right"], -math.inf)
+    found = wb.receipt(view, edit_of(view, as_adapter(delta.parameter, hook)))
+    assert found.facts.nll_after[0] == pytest.approx(found.facts.nll_before[0], rel=1e-5)
+    assert not found.no_effect
 
 
 # ---------------------------------------------------------------------- kinds of edits and models

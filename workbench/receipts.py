@@ -14,16 +14,22 @@ from html import escape
 from typing import Any
 
 import pandas as pd
+import torch
 
 from workbench.edits import AdapterEdit, Edit
 from workbench.errors import OptionError
 from workbench.facts import EditCase, EditRequest, Probe
-from workbench.inspectors.effects import OTHERS, effects_on, next_token_shift
+from workbench.inspectors.effects import (
+    OTHERS,
+    AskedProbe,
+    next_token_shift,
+    ordered,
+    probe_shift,
+)
 from workbench.inspectors.sides import Sides, sides_of
 from workbench.inspectors.updates import updates_of
 from workbench.looks import table_html
-from workbench.metrics import score
-from workbench.metrics.generation import starts_with
+from workbench.metrics.generation import add_generation, starts_with
 from workbench.metrics.scoring import probes_of
 from workbench.model import ModelView
 from workbench.plots.theme import percent
@@ -46,6 +52,8 @@ SHOWN = (
     "gap",
 )
 EFFECTS_SHOWN = ("kind", "prompt", "top_before", "top_after", "kl", "changed", "flipped")
+#: Batches of other shapes differ by rounding: so many units of the dtype are no effect.
+ROUNDING = 64
 #: Edge of a receipt in a notebook: good, partly, bad. The sentence says it as well.
 _EDGES = ("#009E73", "#CC79A7", "#D55E00")
 
@@ -94,20 +102,26 @@ class Receipt:
 
     @property
     def moved(self) -> str:
-        """What else moved, in a sentence; empty if nothing was asked."""
+        """What else moved, in a sentence; empty if nothing was asked.
+
+        A probe counts as changed if another token leads, or if its success flipped.
+        """
         follow, others = self._two_tables()
-        flips = [
-            f"{kind} {int(rows['flipped'].sum())} of {len(rows)}"
-            for kind, rows in others.groupby("kind")
-        ]
+        moved = others["changed"].astype(bool) | others["flipped"].astype(bool)
+        changed = [f"{k} {int(m.sum())} of {len(m)}" for k, m in moved.groupby(others["kind"])]
         said = []
-        if flips:
+        if changed:
             median = others["kl"].median()
-            said.append(f"flipped: {', '.join(flips)} (median KL {median:.2g} nats)")
+            said.append(f"changed: {', '.join(changed)} (median KL {median:.2g} nats)")
         if len(follow):
             right = int(follow["success_after"].astype(bool).sum())
             said.append(f"paraphrases follow: {right} of {len(follow)}")
         return "; ".join(said)
+
+    def _worst_first(self) -> pd.DataFrame:
+        """The facts that did not take come first: a notebook shows ten."""
+        rank = self.facts["outcome"].map(OUTCOMES.index)
+        return self.facts.loc[rank.sort_values(ascending=False, kind="stable").index]
 
     def _two_tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Probes that should follow the fact, and those that should stay."""
@@ -142,7 +156,7 @@ class Receipt:
             f'<div style="border-left:4px solid {edge};padding-left:10px">'
             f"<div>{escape(self.editor)} edit {escape(self.edit_id)} on {escape(self.where)}</div>"
             f"<div><b>{escape(self.verdict)}</b></div>{said}"
-            + table_html(self.facts, columns=SHOWN, caption="Facts")
+            + table_html(self._worst_first(), columns=SHOWN, caption="Facts")
             + table_html(others, columns=EFFECTS_SHOWN, caption="Side effects")
             + table_html(follow, columns=EFFECTS_SHOWN, caption="Paraphrases")
             + table_html(self.weights, caption="Weights")
@@ -180,10 +194,12 @@ def receipt(
     (chosen,) = sides.edits
     with view.writing("receipt"):
         weights = updates_of(sides)
-        facts = _facts(sides, chosen.requests, generate)
-        same = bool(next_token_shift(sides, [r.text for r in chosen.requests])["equal"].all())
-        effects = effects_on(sides, [], _others(cases))
-    idle = _idle(chosen, facts, weights, same)
+        own = _own(chosen.requests)
+        shift = probe_shift(sides, [*own, *_others(cases)])
+        written = _written(sides, shift[: len(own)], generate)
+        facts = _facts(chosen.requests, shift[: len(own)], written)
+        idle = _idle(sides, facts, weights, shift[: len(own)])
+    effects = ordered(shift[len(own) :])
     taken = facts["outcome"].isin(TAKEN)
     return Receipt(
         editor=chosen.editor,
@@ -207,7 +223,7 @@ def receipt(
 # -------------------------------------------------------------------- measuring
 
 
-def _others(cases: Any) -> list[tuple[int | str, int, Probe]]:
+def _others(cases: Any) -> list[AskedProbe]:
     if cases is None:
         return []
     items = [cases] if isinstance(cases, EditCase | EditRequest) else list(cases)
@@ -215,12 +231,31 @@ def _others(cases: Any) -> list[tuple[int | str, int, Probe]]:
     return probes_of(held, OTHERS) if held else []
 
 
-def _facts(sides: Sides, requests: Sequence[EditRequest], generate: bool | int) -> pd.DataFrame:
-    own = [EditCase(request=r, case_id=i) for i, r in enumerate(requests)]
-    states = []
-    for state in (sides.before(), sides.after()):
+def _own(requests: Sequence[EditRequest]) -> list[AskedProbe]:
+    probes = (Probe(prompt=r.text, target=r.target_new, foil=r.target_true) for r in requests)
+    return [(i, 0, probe) for i, probe in enumerate(probes)]
+
+
+def _written(
+    sides: Sides, own: pd.DataFrame, generate: bool | int
+) -> list[pd.DataFrame] | list[None]:
+    """What the model writes before and after, if it is asked to."""
+    if generate is False:
+        return [None, None]
+    tables = []
+    for state, when in ((sides.before(), "before"), (sides.after(), "after")):
         with state as view:
-            states.append(score(view, own, generate=generate))
+            table = own.rename(columns={f"predicted_{when}": "predicted"}).reset_index(drop=True)
+            add_generation(view, table, None if generate is True else int(generate))
+        tables.append(table)
+    return tables
+
+
+def _facts(
+    requests: Sequence[EditRequest],
+    own: pd.DataFrame,
+    written: Sequence[pd.DataFrame | None],
+) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "request": range(len(requests)),
@@ -231,23 +266,24 @@ def _facts(sides: Sides, requests: Sequence[EditRequest], generate: bool | int) 
         }
     )
     two_way = all(r.target_true for r in requests)  # else exact for all: the two are never mixed
-    for name, source in _MEASURED.items():
-        for when, scores in zip(("before", "after"), states, strict=True):
-            table[f"{name}_{when}"] = source(scores)
-            if name == "exact":
-                table[f"forced_{when}"] = scores["success" if two_way else "exact"]
+    forced = "success" if two_way else "exact"
+    sources = {"p": "p", "nll": "nll", "exact": "exact", "forced": forced, "p_true": "p_foil"}
+    for name, source in sources.items():
+        for when in ("before", "after"):
+            table[f"{name}_{when}"] = own[f"{source}_{when}"]
+    for name, said in _WRITTEN.items():
+        for when, texts in zip(("before", "after"), written, strict=True):
+            table[f"{name}_{when}"] = None if texts is None else said(texts)
     for when, column in (("before", "gap_before"), ("after", "gap")):
-        forced, free = table[f"forced_{when}"].astype(float), table[f"starts_{when}"].astype(float)
-        table[column] = forced - free
+        free = table[f"starts_{when}"].astype(float)
+        table[column] = table[f"forced_{when}"].astype(float) - free
     table["outcome"] = [_outcome(row) for row in table.to_dict("records")]
     return table
 
 
-def _contains(scores: pd.DataFrame) -> list[bool] | None:
-    """Whether the text has the target somewhere, as whole words."""
-    if "generated" not in scores:
-        return None
-    pairs = zip(scores["generated"], scores["target"], strict=True)
+def _contains(texts: pd.DataFrame) -> list[bool]:
+    """Whether a text has the target somewhere, as whole words."""
+    pairs = zip(texts["generated"], texts["target"], strict=True)
     return [_has(str(text), str(target).strip()) for text, target in pairs]
 
 
@@ -261,14 +297,10 @@ def _has(text: str, target: str) -> bool:
     return False
 
 
-#: Column of ``facts`` → where it stands in a score table.
-_MEASURED: dict[str, Callable[[pd.DataFrame], Any]] = {
-    "p": lambda s: s["p_target"],
-    "nll": lambda s: s["nll_target"],
-    "exact": lambda s: s["exact"],
-    "p_true": lambda s: s["p_foil"],
-    "wrote": lambda s: s.get("generated"),
-    "starts": lambda s: s.get("generated_match"),
+#: Column of ``facts`` → where it stands beside what was written.
+_WRITTEN: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "wrote": lambda t: t["generated"],
+    "starts": lambda t: t["generated_match"],
     "contains": _contains,
 }
 
@@ -288,20 +320,28 @@ def _outcome(fact: Mapping[str, Any]) -> str:
     return "lost" if says["before"] else "did not take"
 
 
-def _idle(edit: Edit, facts: pd.DataFrame, weights: pd.DataFrame, same: bool) -> str:
+def _idle(sides: Sides, facts: pd.DataFrame, weights: pd.DataFrame, own: pd.DataFrame) -> str:
     """Why the edit has no effect, empty if it has one."""
-    beside = isinstance(edit, AdapterEdit)
-    if not beside and (weights.empty or not weights["changed"].any()):
+    if isinstance(sides.edits[0], AdapterEdit):
+        return _closed(sides, facts)
+    if weights.empty or not weights["changed"].any():
         return "NO EFFECT: every weight is what it was, to the bit."
-    if not same or (facts["nll_before"] != facts["nll_after"]).any():
+    if not own["equal"].all() or (facts["nll_before"] != facts["nll_after"]).any():
         return ""
-    if beside:
-        return "NO EFFECT: the hook layer stays closed, not one probability moved on its prompts."
     norm = float(weights["update_norm"].max())
     return (
         f"NO EFFECT: weights changed (by {norm:.2g} at most), but not one probability on the "
         "edit's own prompts."
     )
+
+
+def _closed(sides: Sides, facts: pd.DataFrame) -> str:
+    """As :func:`_idle` for a hook layer, with which texts are run in other batches."""
+    slack = ROUNDING * torch.finfo(sides.view.dtype).eps
+    apart = (facts["nll_after"] - facts["nll_before"]).abs() > slack * facts["nll_before"].clip(1)
+    if apart.any() or not next_token_shift(sides, facts["prompt"])["equal"].all():
+        return ""
+    return "NO EFFECT: the hook layer stays closed, not one probability moved on its prompts."
 
 
 def _verdict(facts: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ probe's is whether its answer flipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -17,21 +17,40 @@ from workbench.edits import Edit
 from workbench.errors import OptionError, RequestError
 from workbench.facts import KINDS, EditCase, EditRequest, Probe
 from workbench.inspectors.sides import Sides, sides_of
-from workbench.metrics.answers import Answer, answer, kl_divergence
-from workbench.metrics.forward import run
+from workbench.metrics.answers import Watch, answer, kl_divergence
+from workbench.metrics.forward import Reading, run
 from workbench.metrics.generation import token_text
-from workbench.metrics.plan import Pair, plan_prompts
+from workbench.metrics.plan import Pair, Plan, plan_prompts
 from workbench.metrics.scoring import pairs_of, probes_of, table_of
 from workbench.model import ModelView
 
-__all__ = ["COLUMNS", "effects_on", "next_token_shift", "side_effects"]
+__all__ = [
+    "OTHERS",
+    "AskedProbe",
+    "effects_on",
+    "next_token_shift",
+    "ordered",
+    "probe_shift",
+    "side_effects",
+]
 
 Asked: TypeAlias = str | EditCase | EditRequest
+#: Case id, position among the case's probes, probe.
+AskedProbe: TypeAlias = tuple[int | str, int, Probe]
 
 #: Prompts whose distributions are held at once.
 CHUNK = 256
 #: Kind of a prompt that is no probe.
 FREE = "free"
+#: What is kept of a score table, before and after.
+MEASURED = {
+    "p": "p_target",
+    "nll": "nll_target",
+    "p_foil": "p_foil",
+    "exact": "exact",
+    "success": "success",
+    "predicted": "predicted",
+}
 #: Everything but the fact itself.
 OTHERS = tuple(k for k in KINDS if k != "efficacy")
 COLUMNS = (
@@ -82,34 +101,97 @@ def side_effects(
             f"nothing to ask: {len(cases)} cases have no probes beside their own fact. Give "
             "prompts as texts, or cases with neighborhood probes."
         )
-    return effects_on(sides_of(view, edits, before=before), free, probes)
+    with view.writing("side effects"):
+        return effects_on(sides_of(view, edits, before=before), free, probes)
 
 
-def effects_on(
-    sides: Sides, free: Sequence[str], probes: Sequence[tuple[int | str, int, Probe]]
-) -> pd.DataFrame:
+def effects_on(sides: Sides, free: Sequence[str], probes: Sequence[AskedProbe]) -> pd.DataFrame:
     """The table of :func:`side_effects` for prompts and probes; without rows if there are none."""
-    kinds = [FREE] * len(free) + [p.kind for _, _, p in probes]
-    prompts = [*free, *(p.prompt for _, _, p in probes)]
-    if not prompts:
+    tables = []
+    if free:
+        tables.append(next_token_shift(sides, free).assign(kind=FREE))
+    if probes:
+        tables.append(probe_shift(sides, probes))
+    if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
-    with sides.view.writing("side effects"):
-        shift = next_token_shift(sides, prompts).drop(columns="equal")
-        answers = _answers(sides, probes) if probes else pd.DataFrame()
-    ids = pd.Series([None] * len(free) + [c for c, _, _ in probes], dtype=object)
-    table = pd.DataFrame({"case_id": ids, "kind": kinds, "prompt": prompts})
-    table = table.merge(shift, on="prompt", how="left", validate="many_to_one")
-    answers.index = pd.RangeIndex(len(free), len(prompts))
-    table = table.join(answers).reindex(columns=list(COLUMNS))
+    held = [t.reindex(columns=list(COLUMNS)).astype(object) for t in tables]
+    return ordered(pd.concat(held, ignore_index=True))
+
+
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of shifts with the columns of :func:`side_effects`, changed rows first."""
+    if table.empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = table.reindex(columns=list(COLUMNS))
     for name in ("case_id", "target", "foil", "success_before", "success_after"):
         column = table[name].astype(object)
         table[name] = column.where(column.notna(), None)
-    table["flipped"] = [
-        a != b for a, b in zip(table["success_before"], table["success_after"], strict=True)
-    ]
+    for name in ("p_top_before", "p_top_after", "kl", "p_before", "p_after"):
+        table[name] = table[name].astype(float)
+    pairs = zip(table["success_before"], table["success_after"], strict=True)
+    table["flipped"] = [a != b for a, b in pairs]
+    table["changed"] = table["changed"].astype(bool)
     moved = table["changed"] | table["flipped"]
     order = table.assign(moved=moved).sort_values(["moved", "kl"], ascending=False, kind="stable")
     return table.loc[order.index].reset_index(drop=True)
+
+
+@torch.no_grad()
+def probe_shift(sides: Sides, probes: Sequence[AskedProbe]) -> pd.DataFrame:
+    """How probes' answers moved, and the next token's distribution after their prompts.
+
+    Returns:
+        One row a probe, in order: ``case_id, probe, kind, prompt, target, foil``; each with
+        ``_before`` and ``_after``: ``p, nll`` (of the target), ``p_foil, exact, success`` and
+        ``predicted`` (as in ``wb.score``); and the columns of :func:`next_token_shift`.
+    """
+    parts = [probes[i : i + CHUNK] for i in range(0, len(probes), CHUNK)]
+    return pd.concat([_probe_part(sides, part) for part in parts], ignore_index=True)
+
+
+def _probe_part(sides: Sides, probes: Sequence[AskedProbe]) -> pd.DataFrame:
+    pairs = pairs_of(probes)
+    log_probs, tables = [], []
+    for state in (sides.before(), sides.after()):
+        ends = _Ends(pairs)
+        with state:
+            answers = answer(sides.view, pairs, watch=ends)
+        log_probs.append(ends.log_probs([(p.prompt, p.target) for _, _, p in probes]))
+        tables.append(table_of(probes, answers))
+    table = tables[0][["case_id", "probe", "kind", "prompt", "target", "foil"]].copy()
+    for name, source in MEASURED.items():
+        for when, scores in zip(("before", "after"), tables, strict=True):
+            table[f"{name}_{when}"] = scores[source]
+    shift = pd.DataFrame(_shifts(sides.view, list(table["prompt"]), *log_probs))
+    return table.join(shift.drop(columns="prompt"))
+
+
+class _Ends:
+    """Collects the next token's distribution at the ends of prompts while probes are answered."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+        self.rows: dict[Pair, int] = {}
+        self.kept: list[Tensor] = []
+
+    def __call__(self, plan: Plan) -> Watch:
+        """Start on a plan."""
+        spots = sorted(set(plan.first_spots))
+        place = {spot: i for i, spot in enumerate(spots)}
+        self.rows = {p: place[s] for p, s in zip(self.pairs, plan.first_spots, strict=True)}
+        wanted = torch.tensor(spots)
+
+        def keep(reading: Reading, norm: Tensor) -> None:
+            end = reading.start + len(reading.logits)
+            local = wanted[(wanted >= reading.start) & (wanted < end)] - reading.start
+            local = local.to(norm.device)
+            self.kept.append((reading.logits[local] - norm[local, None]).cpu())
+
+        return keep
+
+    def log_probs(self, pairs: Sequence[Pair]) -> Tensor:
+        """``[n, d_vocab]`` for the pairs asked for."""
+        return torch.cat(self.kept)[[self.rows[pair] for pair in pairs]]
 
 
 @torch.no_grad()
@@ -163,26 +245,6 @@ def _shifts(
     return rows
 
 
-def _answers(sides: Sides, probes: Sequence[tuple[int | str, int, Probe]]) -> pd.DataFrame:
-    """Targets, and how likely they were and are."""
-    pairs = pairs_of(probes)
-    found: list[Mapping[Pair, Answer]] = []
-    for state in (sides.before(), sides.after()):
-        with state:
-            found.append(answer(sides.view, pairs))
-    old, new = (table_of(probes, answers) for answers in found)
-    return pd.DataFrame(
-        {
-            "target": old["target"],
-            "foil": old["foil"],
-            "p_before": old["p_target"],
-            "p_after": new["p_target"],
-            "success_before": old["success"],
-            "success_after": new["success"],
-        }
-    )
-
-
 def _sorted_out(prompts: Asked | Iterable[Asked]) -> tuple[list[str], list[EditCase]]:
     """Literal prompts and cases."""
     if isinstance(prompts, str | EditCase | EditRequest):
@@ -203,7 +265,7 @@ def _sorted_out(prompts: Asked | Iterable[Asked]) -> tuple[list[str], list[EditC
     return list(dict.fromkeys(free)), cases
 
 
-def _probes(cases: Sequence[EditCase], kinds: Iterable[str]) -> list[tuple[int | str, int, Probe]]:
+def _probes(cases: Sequence[EditCase], kinds: Iterable[str]) -> list[AskedProbe]:
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     if cases and any(p.kind in wanted for c in cases for p in c.all_probes):
         return probes_of(cases, wanted)

@@ -11,6 +11,7 @@ from workbench.errors import OptionError
 from workbench.plots.theme import (
     NEUTRAL,
     SEQUENTIAL,
+    ellipsis,
     finish,
     frame,
     need_columns,
@@ -86,8 +87,7 @@ def plot_comparison(
     if "exact" in table.columns and table["exact"].notna().any():
         fig.add_trace(_exact(table, STEP * -(len(drawn) - 1) / 2))
     for i, why in _problems(table).items():
-        said = words(why if len(why) <= 90 else why[:89] + "…")
-        fig.add_annotation(x=0, y=i, xanchor="left", text=f"refused: {said}")
+        fig.add_annotation(x=0, y=i, xanchor="left", text=f"refused: {words(ellipsis(why, 90))}")
     fig.update_yaxes(
         tickvals=list(range(len(table))),
         ticktext=[words(e) for e in table["editor"]],
@@ -288,8 +288,7 @@ def _fact_names(cases: pd.DataFrame) -> list[str]:
         return ["" for _ in range(len(cases))]
     names = []
     for prompt, target in zip(cases["prompt"], cases["target_new"], strict=True):
-        short = prompt if len(prompt) <= 40 else "…" + prompt[-39:]
-        names.append(f"{words(short)} <b>{words(target)}</b>")
+        names.append(f"{words(ellipsis(prompt, 40))} <b>{words(ellipsis(target, 16))}</b>")
     return names
 
 

@@ -11,11 +11,13 @@ from workbench.errors import OptionError
 from workbench.plots.theme import (
     NEUTRAL,
     PALETTE,
+    ellipsis,
     finish,
     need_columns,
     new_figure,
     percent,
     plotly,
+    token_label,
     words,
 )
 
@@ -125,7 +127,7 @@ def plot_side_effects(
     fig = new_figure(title, subtitle=subtitle, size=size, theme=theme)
     for changed, name in ((False, "same answer"), (True, "another answer leads")):
         fig.add_trace(_bars(shown, changed, name))
-    _prompt_axis(fig, [f"{_cut(p, 44)}" for p in shown["prompt"]])
+    _prompt_axis(fig, [words(ellipsis(p, 44)) for p in shown["prompt"]])
     right = max(1e-6, 1.45 * float(shown["kl"].max()))  # room for the words behind the bars
     fig.update_layout(barmode="overlay", bargap=0.3)
     fig.update_xaxes(title="KL(before ‖ after) of the next token, nats", range=[0, right])
@@ -145,7 +147,7 @@ def _dumbbells(fig: go.Figure, facts: pd.DataFrame) -> None:
         )  # fmt: skip
     _marks(fig, facts, pd.Series(range(len(facts))))
     labels = zip(facts["prompt"], facts["target_new"], strict=True)
-    _prompt_axis(fig, [f"{_cut(p, 40)} <b>{_cut(t, 16)}</b>" for p, t in labels])
+    _prompt_axis(fig, [f"{words(ellipsis(p, 40))} <b>{_cut(t, 16)}</b>" for p, t in labels])
     written = "wrote_after" in facts and facts["wrote_after"].notna().any()
     if written:
         for i, text in enumerate(facts["wrote_after"]):
@@ -248,7 +250,7 @@ def _bars(shown: pd.DataFrame, changed: bool, name: str) -> Any:
 
 def _move(row: dict[str, Any]) -> str:
     """How the leading answer changed, in a few words."""
-    before, after = (_cut(_line(row[c]) or "␣", 14) for c in ("top_before", "top_after"))
+    before, after = (token_label(row[c]) for c in ("top_before", "top_after"))
     if row["changed"]:
         return f"{before} {percent(row['p_top_before'])} → {after} {percent(row['p_top_after'])}"
     return f"{before} {percent(row['p_top_before'])} → {percent(row['p_top_after'])}"

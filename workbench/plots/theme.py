@@ -183,6 +183,15 @@ def token_label(token: str, limit: int = 14) -> str:
     return words(text if len(text) <= limit else f"{text[: limit - 1]}…")
 
 
+def ellipsis(text: object, length: int) -> str:
+    """A text of at most so many characters: subject and relation stand at a prompt's two ends."""
+    said = str(text).strip()
+    if len(said) <= length:
+        return said
+    tail = length // 2
+    return f"{said[: length - 1 - tail].rstrip()}…{said[-tail:].lstrip()}"
+
+
 def percent(share: float) -> str:
     """A share in words: ``12 %``, ``0.4 %``, ``< 0.1 %``, ``> 99 %``."""
     if 0 < share < 0.001:
