@@ -13,6 +13,7 @@ import pytest
 import workbench as wb
 from workbench.demo import weights_digest
 from workbench.errors import EditMismatchError, OptionError, RequestError
+from workbench.metrics.generation import next_probs
 from workbench.session import Session, write_report
 from workbench.session.looking import Looker
 
@@ -160,14 +161,22 @@ def test_sides_are_the_ones_a_person_means(session: Session) -> None:
     assert after is not None and after.edits == () and "0 of 1" in after.name
 
 
+def test_each_side_lists_what_the_other_one_does(stacked: Session) -> None:
+    request = stacked.cases[0].request
+    found = Looker(stacked).answers(request.text, Looker.pins(request))
+    assert found.after is not None
+    assert set(found.before["token_id"]) == set(found.after["token_id"])
+    assert found.before["pinned"].sum() == 2 == found.after["pinned"].sum()
+
+
 def test_nothing_is_measured_twice(stacked: Session, monkeypatch: Any) -> None:
     looker, asked = Looker(stacked), []
 
-    def counted(view: Any, prompt: str, **options: Any) -> pd.DataFrame:
+    def counted(view: Any, prompt: str) -> Any:
         asked.append(prompt)
-        return wb.next_tokens(view, prompt, **options)
+        return next_probs(view, prompt)
 
-    monkeypatch.setattr("workbench.session.looking.next_tokens", counted)
+    monkeypatch.setattr("workbench.session.looking.next_probs", counted)
     for moment in (None, 1, None, 1, 2, 2):
         stacked.look_at(moment)
         looker.answers("Klara Farnfeld works as a")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -25,7 +26,16 @@ from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.tokens import Item, context_length, encode, pad_right, pad_token
 
-__all__ = ["add_generation", "generate_text", "next_tokens", "starts_with", "token_text"]
+__all__ = [
+    "add_generation",
+    "first_tokens",
+    "generate_text",
+    "next_probs",
+    "next_tokens",
+    "starts_with",
+    "token_table",
+    "token_text",
+]
 
 BATCH_TEXTS = 32
 #: Tokens written beyond the longest target when ``generate=True``.
@@ -55,14 +65,40 @@ def next_tokens(
     """
     if top_k < 1:
         raise OptionError(f"top_k={top_k}: it must be at least 1.")
-    pinned = {_first_token(view, prompt, text) for text in ([pin] if isinstance(pin, str) else pin)}
-    with view.writing("next tokens"):
+    return token_table(
+        view, next_probs(view, prompt), top_k=top_k, pinned=first_tokens(view, prompt, pin)
+    )
+
+
+def next_probs(view: ModelView, prompt: str) -> Float[Tensor, " d_vocab"]:
+    """Probability of every next token (label, for a classifier), on the CPU.
+
+    Raises:
+        RequestError: for an empty or too long prompt.
+    """
+    with view.writing("next tokens"), torch.no_grad():
         logits = torch.cat([r.logits for r in run(view, plan_prompts(view, [prompt]))])[0]
-    probs = logits.softmax(-1).cpu()
+    return logits.softmax(-1).cpu()
+
+
+def first_tokens(view: ModelView, prompt: str, texts: str | Sequence[str]) -> set[int]:
+    """The first token of each text behind a prompt."""
+    return {_first_token(view, prompt, t) for t in ([texts] if isinstance(texts, str) else texts)}
+
+
+def token_table(
+    view: ModelView,
+    probs: Float[Tensor, " d_vocab"],
+    *,
+    top_k: int,
+    pinned: Collection[int] = (),
+    also: Collection[int] = (),
+) -> pd.DataFrame:
+    """The likeliest tokens of a distribution, and some others; as from :func:`next_tokens`."""
     order = probs.argsort(descending=True, stable=True)
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(1, len(order) + 1)
-    ids = dict.fromkeys([*order[:top_k].tolist(), *sorted(pinned, key=lambda i: int(ranks[i]))])
+    wanted = sorted({*pinned, *also}, key=lambda i: int(ranks[i]))
     rows = [
         {
             "token": token_text(view, i),
@@ -71,7 +107,7 @@ def next_tokens(
             "token_id": i,
             "pinned": i in pinned,
         }
-        for i in ids
+        for i in dict.fromkeys([*order[:top_k].tolist(), *wanted])
     ]
     return pd.DataFrame(rows)
 

@@ -24,7 +24,7 @@ from workbench.inspectors import (
     residual_shift,
     side_effects,
 )
-from workbench.metrics import next_tokens
+from workbench.metrics.generation import first_tokens, next_probs, token_table
 from workbench.receipts import Receipt, receipt
 from workbench.session.desk import Session
 
@@ -33,8 +33,8 @@ __all__ = ["Answers", "Focus", "Looker", "Side"]
 T = TypeVar("T")
 #: Tables kept at most.
 KEPT = 256
-#: Likeliest tokens listed on each side; others count as below the last of them.
-LISTED = 200
+#: Likeliest tokens of each side that both list.
+LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,15 @@ class Looker:
     # ------------------------------------------------------------------ tables
 
     def answers(self, prompt: str, pins: tuple[str, ...] = ()) -> Answers:
-        """Likeliest next tokens of a prompt on both sides."""
-        before, after = self.sides()
-        names = (before.name, after.name if after else "")
-        tables = [self._tokens(side, prompt, pins) for side in (before, after) if side]
-        return Answers(prompt, names, tables[0], tables[1] if after else None)
+        """Likeliest next tokens of a prompt on both sides; each lists what the other one does."""
+        view = self.session.view
+        sides = [side for side in self.sides() if side is not None]
+        probs = [self._at(s, ("probs", prompt), lambda: next_probs(view, prompt)) for s in sides]
+        pinned = first_tokens(view, prompt, pins)
+        likely = {int(i) for p in probs for i in p.topk(min(LISTED, len(p))).indices}
+        tables = [token_table(view, p, top_k=LISTED, pinned=pinned, also=likely) for p in probs]
+        names = (sides[0].name, sides[-1].name if len(sides) > 1 else "")
+        return Answers(prompt, names, tables[0], tables[1] if len(tables) > 1 else None)
 
     def receipt(self) -> Receipt | None:
         """What the edit looked at did, measured when it was previewed or now."""
@@ -156,14 +160,6 @@ class Looker:
         return self._of_edit("effects", lambda e: side_effects(view, [e], asked), key)
 
     # ------------------------------------------------------------------ inside
-
-    def _tokens(self, side: Side, prompt: str, pins: tuple[str, ...]) -> pd.DataFrame:
-        view = self.session.view
-        return self._at(
-            side,
-            ("tokens", prompt, pins),
-            lambda: next_tokens(view, prompt, top_k=LISTED, pin=pins),
-        )
 
     def _lens(self, side: Side, prompt: str, track: tuple[str, ...]) -> pd.DataFrame:
         view = self.session.view
