@@ -129,6 +129,10 @@ def test_a_fact_is_edited_seen_and_undone(bench: Any, model: str) -> None:
 
 def test_a_stream_grows_stops_and_goes_on(bench: Any) -> None:
     page = bench("tiny")
+    page.page.locator(".wb-options .jupyter-widget-Collapse-header").click()
+    for name, value in (("steps", "200"), ("stop_loss", "0.0")):  # slow enough to be watched
+        page.fill(f"wb-option-{name}", value)
+    page.click("wb-use-options")
     page.tab("Stream")
     page.fill("wb-stream-count", "20")
     page.click("wb-stream-start")
@@ -143,6 +147,7 @@ def test_a_stream_grows_stops_and_goes_on(bench: Any) -> None:
     page.until(lambda: longest() > seen[0], "the curve does not grow")
     page.click("wb-stream-stop")
     page.until(lambda: "stopped by hand" in page.text("wb-stream-message"), "it does not stop")
+    page.until(lambda: page.page.locator("button.wb-stream-start").is_enabled(), "still busy")
     held = int(page.text("wb-where").split("·")[1].split()[0])
     assert 1 < held < 20
     page.click("wb-stream-start")
@@ -178,8 +183,8 @@ def test_the_threshold_slider_moves_the_gate(bench: Any) -> None:
     opened = _shapes(page)
     handle = page.page.locator(".wb-alpha .noUi-handle").first
     handle.focus()
-    for _ in range(40):
-        handle.press("ArrowLeft")
+    for key in ("ArrowLeft", "ArrowLeft", "Home"):
+        handle.press(key)
     page.until(lambda: _shapes(page) > opened, "the gate does not open further")
     assert page.text("wb-hook-words").startswith("With this threshold")
     picture(page, "hooks_tiny")

@@ -271,6 +271,7 @@ class EditBench:
         ending = " – stopping …" if job.stop.is_set() else ""
         said = f"{job.what}: {job.phase}{count} · {job.seconds:.0f} s{left}{ending}"
         self.phase.value = f"<span role='status'>{escape(said)}</span>" if not job.light else ""
+        self.where.value = escape(self.session.describe())
 
     def _other_model(self, change: Any) -> None:
         name = change["new"].strip()

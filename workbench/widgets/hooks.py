@@ -37,7 +37,10 @@ class HookPanel(Panel):
             layout=ipw.Layout(width="98%"),
         ).add_class("wb-alpha")
         self.alpha.observe(self._moved, "value")
-        self.place, self.words = column(), ipw.HTML().add_class("wb-hook-words")
+        self.place, self.words = (
+            column().add_class("wb-gates"),
+            ipw.HTML().add_class("wb-hook-words"),
+        )
         self.table: pd.DataFrame | None = None
         self.live: LiveFigure | None = None
         return column(self.message, self.prompt, self.alpha, self.place, self.words)
@@ -72,7 +75,6 @@ class HookPanel(Panel):
         figure = self.plot(plot_hooks, table)
         if self.live is None:
             self.live = LiveFigure(figure)
-            self.live.add_class("wb-gates")
         else:
             self.live.become(figure)
         if self.live not in self.place.children:

@@ -43,7 +43,7 @@ class StreamPanel(Panel):
         self.start = button("Start", self.begin, name="wb-stream-start", style="primary")
         self.stop = button("Stop", self.end, name="wb-stream-stop", style="warning")
         self.stop.disabled = True
-        self.place = column()
+        self.place = column().add_class("wb-curve")
         self.fates = FigureArea()
         self.lost = ipw.HTML()
         self.live: LiveFigure | None = None
@@ -130,7 +130,6 @@ class StreamPanel(Panel):
         figure = self._figure(rows)
         if self.live is None:
             self.live = LiveFigure(figure)
-            self.live.add_class("wb-curve")
             self.place.children = (self.live,)
         else:
             self.live.become(figure)
