@@ -103,12 +103,17 @@ def test_severed_paths_stay_corrupted(family: str, severed: str, make_view) -> N
     assert (apart[table.layer == 0] > 1e-6 * spread).any()
 
 
-@pytest.mark.parametrize("window", [1, 3, 10])
+@pytest.mark.parametrize("window", [1, 2, 3])
 def test_windows_are_those_of_the_paper(window: int, view) -> None:
     table = wb.causal_trace(view, START, samples=2, window=window, kinds=("attention", "mlp"))
     worst, spread = differences(view, START, table)
     assert worst < 1e-9 * spread
     assert list(dict.fromkeys(table.kind)) == ["attention", "mlp"]
+
+
+def test_ten_layers_around_a_layer_as_in_the_paper() -> None:
+    spans = [(c.start, c.stop) for c in tracing.cells_of("mlp", 48, window=10)]
+    assert spans[0] == (0, 5) and spans[20] == (15, 25) and spans[47] == (42, 48)
 
 
 def test_pieces_of_a_pass_make_no_difference(view, monkeypatch) -> None:
