@@ -351,6 +351,25 @@ def test_an_edit_is_found_where_it_was_written(tiny) -> None:
     assert at[2] > 0.3 and at[2] > 10 * at[[1, 3, 4]].abs().max()
 
 
+def test_early_and_late_site_of_a_real_fact(smollm2) -> None:
+    fact = wb.EditRequest(
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        target_true="French",
+    )
+    last = len(tracing.encode_fact(smollm2, fact).ids) - 1
+    table = wb.causal_trace(
+        smollm2, fact, kinds="residual", samples=4, positions=(4, last - 1, last)
+    )
+    effect = table.pivot(index="layer", columns="role", values="effect")
+    subject, end = effect["last subject token"], effect["last"]
+    early, late = range(3, 14), range(24, 30)
+    assert subject[early].min() > 0.02 > 5 * end[early].abs().max()
+    assert end[late].min() > 0.1 > 20 * subject[late].abs().max()
+    assert subject[early].min() > 3 * effect["first subject token"].abs().max()
+
+
 # ---------------------------------------------------------------------- known facts, figures
 
 

@@ -156,7 +156,7 @@ def embedding_std(view: ModelView, requests: Sequence[EditRequest]) -> float:
     rows = [encode_fact(view, r) for r in requests]
     ids = [t for row in rows for t in row.ids[row.first : row.pivot + 1]]
     embedded = _embedding(view)(torch.tensor(ids, device=view.device))
-    return float(embedded.double().std())
+    return float(embedded.cpu().double().std())
 
 
 @torch.no_grad()
@@ -304,4 +304,4 @@ def _logits(view: ModelView, residual: Tensor) -> Tensor:
 
 
 def _prob(logits: Tensor, answer: int) -> Tensor:
-    return (logits[:, answer] - logits.logsumexp(-1)).exp().double().cpu()
+    return (logits[:, answer] - logits.logsumexp(-1)).exp().cpu().double()
