@@ -199,7 +199,7 @@ def trace_token(
 ) -> Float[Tensor, "cells samples"]:
     """Probability of the answer in every cell of one token, in the order of the cells."""
     view, n = runs.view, runs.samples
-    suffix = Suffix(view, runs.ids, position)
+    suffix = Suffix(view, runs.ids, position, runs.past)
     order = sorted(range(len(cells)), key=lambda i: cells[i].enters)
     room = max(1, PASS_TOKENS // (n * (len(runs.ids) - position)))
     probs = torch.empty(len(cells), n, dtype=torch.float64)
