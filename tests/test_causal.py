@@ -103,12 +103,17 @@ def test_severed_paths_stay_corrupted(family: str, severed: str, make_view) -> N
     assert (apart[table.layer == 0] > 1e-6 * spread).any()
 
 
-@pytest.mark.parametrize("window", [1, 3, 10])
+@pytest.mark.parametrize("window", [1, 2, 3])
 def test_windows_are_those_of_the_paper(window: int, view) -> None:
     table = wb.causal_trace(view, START, samples=2, window=window, kinds=("attention", "mlp"))
     worst, spread = differences(view, START, table)
     assert worst < 1e-9 * spread
     assert list(dict.fromkeys(table.kind)) == ["attention", "mlp"]
+
+
+def test_ten_layers_around_a_layer_as_in_the_paper() -> None:
+    spans = [(c.start, c.stop) for c in tracing.cells_of("mlp", 48, window=10)]
+    assert spans[0] == (0, 5) and spans[20] == (15, 25) and spans[47] == (42, 48)
 
 
 def test_pieces_of_a_pass_make_no_difference(view, monkeypatch) -> None:
@@ -344,6 +349,25 @@ def test_an_edit_is_found_where_it_was_written(tiny) -> None:
         table = wb.causal_trace(tiny, written, kinds="mlp", window=1, samples=4)
     at = table[table.role == "last subject token"].set_index("layer").effect
     assert at[2] > 0.3 and at[2] > 10 * at[[1, 3, 4]].abs().max()
+
+
+def test_early_and_late_site_of_a_real_fact(smollm2) -> None:
+    fact = wb.EditRequest(
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        target_true="French",
+    )
+    last = len(tracing.encode_fact(smollm2, fact).ids) - 1
+    table = wb.causal_trace(
+        smollm2, fact, kinds="residual", samples=4, positions=(4, last - 1, last)
+    )
+    effect = table.pivot(index="layer", columns="role", values="effect")
+    subject, end = effect["last subject token"], effect["last"]
+    early, late = range(3, 14), range(24, 30)
+    assert subject[early].min() > 0.02 > 5 * end[early].abs().max()
+    assert end[late].min() > 0.1 > 20 * subject[late].abs().max()
+    assert subject[early].min() > 3 * effect["first subject token"].abs().max()
 
 
 # ---------------------------------------------------------------------- known facts, figures

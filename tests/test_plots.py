@@ -91,7 +91,37 @@ GRID = pd.DataFrame(
         for e in "AB"
     ]
 ).assign(prompt="The capital of France is", target_new="Rome", kind="efficacy", probes=2)
+TRACED = pd.DataFrame(
+    [
+        {"kind": k, "layer": x, "position": i, "token": t, "role": r, "prob": 0.02 + 0.1 * i * x}
+        for k in ("residual", "mlp")
+        for x in range(4)
+        for i, (t, r) in enumerate((("Fr", "last subject token"), (" is", "last")))
+    ]
+).assign(low=0.01, high=0.4, effect=0.01, prob_clean=0.5, prob_corrupted=0.02, answer=" Paris", n=9)
+LENS = pd.DataFrame(
+    [
+        {"layer": x, "rank": r, "token": t, "token_id": r, "prob": 0.2 * x / r, "tracked": True}
+        for x in range(4)
+        for r, t in ((1, " Paris"), (2, " Rome"))
+    ]
+).assign(position=5, prompt_token=" is")
+STRIP = pd.DataFrame(
+    [
+        {"layer": x, "place": p, "token": " is", "relative": x / 9, "edited": x == 2, "kl": 0.1}
+        for x in range(-1, 4)
+        for p in ("last token", "subject")
+    ]
+).assign(cosine=0.9)
+PUSHED = pd.DataFrame(
+    {"token": list("abcd"), "change": [3.0, 1, -1, -2], "rank": [1, 2, 2, 1], "layer": 2}
+).assign(direction=["promoted"] * 2 + ["suppressed"] * 2, request=0, prompt="A prompt", open=True)
 FIGURES = {
+    "trace of a fact": lambda **k: plots.plot_causal(TRACED, **k),
+    "average trace": lambda **k: plots.plot_causal_average(TRACED, **k),
+    "lens": lambda **k: plots.plot_lens(LENS, LENS, **k),
+    "residual shift": lambda **k: plots.plot_residual_shift(STRIP, **k),
+    "promoted": lambda **k: plots.plot_promoted(PUSHED, **k),
     "receipt": lambda **k: plots.plot_receipt(FACTS[4:8], **k),
     "receipt of many": lambda **k: plots.plot_receipt(FACTS, **k),
     "side effects": lambda **k: plots.plot_side_effects(EFFECTS, **k),

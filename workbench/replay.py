@@ -219,6 +219,8 @@ class Suffix:
         view: the model, in the state in which it is captured; without hook layers.
         ids: tokens of the text.
         start: first column that is run.
+        past: block → keys and values of attention ``[rows, heads, pos, d_head]`` for any rows of
+            this text; what they hold does not matter here, only their shape.
 
     Raises:
         UnsupportedEditorError: if a block has a hook layer, which judges whole prompts.
@@ -227,15 +229,33 @@ class Suffix:
     #: Rows of the capture: a number that tells the axis of rows from axes of length one.
     _ROWS = 3
 
-    def __init__(self, view: ModelView, ids: Sequence[int], start: int) -> None:
+    def __init__(
+        self, view: ModelView, ids: Sequence[int], start: int, past: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
         if view.adapters:
             raise UnsupportedEditorError(
                 f"blocks {sorted(view.adapters)} have hook layers, which judge whole prompts and "
                 "cannot be run block by block: take them off the stack (view.pop, view.at) first."
             )
-        row = Encoded(tuple(ids), start, len(ids))
-        self._whole = Replay(view, [row] * self._ROWS, 0)
-        self.start = start
+        self.view, self.start = view, start
+        rows = torch.zeros(self._ROWS, dtype=torch.long)
+        self._cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            self._cache.update(
+                _pick(keys, rows)[:, :, :start], _pick(values, rows)[:, :, :start], layer
+            )
+        whole = torch.tensor(ids, device=view.device).expand(self._ROWS, -1)
+        inputs = {
+            "input_ids": whole[:, start:],
+            "attention_mask": torch.ones_like(whole),
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        if _accepts_positions(view):
+            columns = torch.arange(start, len(ids), device=view.device)
+            inputs["position_ids"] = columns.expand(self._ROWS, -1)
+        with torch.no_grad():
+            _, self._calls = _record(view, inputs, range(view.n_layers))
 
     def run(
         self, layer: int, hidden: Float[Tensor, "rows pos d_model"], past: tuple[Tensor, Tensor]
@@ -246,16 +266,13 @@ class Suffix:
             layer: which block.
             hidden: its input in columns ``start`` and after.
             past: the block's keys and values of attention in the columns before, for every row
-                ``[rows, heads, start, d_head]``; not looked at for ``start=0``.
+                ``[rows, heads, start, d_head]``.
         """
-        whole = self._whole
         rows = torch.zeros(hidden.shape[0], dtype=torch.long)
-        if self.start == 0:  # the capture has one masked column before the text
-            past = _pick(whole._past[layer][0], rows), _pick(whole._past[layer][1], rows)
-        _hold(whole._cache, layer, *past)
-        call = whole._calls[layer]
+        _hold(self._cache, layer, *past)
+        call = self._calls[layer]
         args, kwargs = (_take(x, rows, self._ROWS) for x in (call.args, call.kwargs))
-        return tensor_of(whole.view.block(layer)(hidden, *args, **kwargs))
+        return tensor_of(self.view.block(layer)(hidden, *args, **kwargs))
 
 
 def _inputs(view: ModelView, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Tensor]:

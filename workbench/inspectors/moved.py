@@ -147,8 +147,8 @@ def moved_neurons(
         keys, _, gates = _at_pivots(view, [row], layers)
     rows, output = [], {}
     for x in layers:
-        key = keys[x][0].double()
-        parts = changes[x]().to(key) * key  # [d_model, d_mlp]
+        key = keys[x][0].cpu().double()
+        parts = changes[x]() * key  # [d_model, d_mlp]
         total, norms = parts.sum(1), parts.norm(dim=0)
         along = (total @ parts) / total.square().sum().clamp_min(1e-300)
         output[x] = float(total.norm())
@@ -211,7 +211,7 @@ def promoted_tokens(
         keys, states, gates = _at_pivots(view, rows, layers)
     found: list[dict[str, Any]] = []
     for x in layers:
-        written = keys[x].double() @ changes[x]().to(keys[x].device, torch.float64).T
+        written = keys[x].cpu().double() @ changes[x]().T
         written = written.to(states[x])
         is_open = gates[x].to(states[x].device)[:, None]
         without = torch.where(is_open, states[x] - written, states[x])

@@ -156,7 +156,7 @@ def embedding_std(view: ModelView, requests: Sequence[EditRequest]) -> float:
     rows = [encode_fact(view, r) for r in requests]
     ids = [t for row in rows for t in row.ids[row.first : row.pivot + 1]]
     embedded = _embedding(view)(torch.tensor(ids, device=view.device))
-    return float(embedded.double().std())
+    return float(embedded.cpu().double().std())
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def trace_token(
 ) -> Float[Tensor, "cells samples"]:
     """Probability of the answer in every cell of one token, in the order of the cells."""
     view, n = runs.view, runs.samples
-    suffix = Suffix(view, runs.ids, position)
+    suffix = Suffix(view, runs.ids, position, runs.past)
     order = sorted(range(len(cells)), key=lambda i: cells[i].enters)
     room = max(1, PASS_TOKENS // (n * (len(runs.ids) - position)))
     probs = torch.empty(len(cells), n, dtype=torch.float64)
@@ -304,4 +304,4 @@ def _logits(view: ModelView, residual: Tensor) -> Tensor:
 
 
 def _prob(logits: Tensor, answer: int) -> Tensor:
-    return (logits[:, answer] - logits.logsumexp(-1)).exp().double().cpu()
+    return (logits[:, answer] - logits.logsumexp(-1)).exp().cpu().double()

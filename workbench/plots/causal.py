@@ -139,6 +139,7 @@ def plot_causal_average(
     )  # fmt: skip
     frame(fig, title, subtitle=subtitle, legend=True)
     fig.update_layout(margin_t=fig.layout.margin.t + 24)
+    fig.update_annotations(font={"size": 13})
     for column, (name, part) in enumerate(parts.items(), 1):
         for i, role in enumerate(DRAWN_ROLES):
             line = part[part["role"] == role].sort_values("layer")
@@ -146,7 +147,7 @@ def plot_causal_average(
                 _band(fig, line, i, column, _role(role), legend=column == 1, kind=name)
         fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1}, row=1, col=column)
     fig.update_yaxes(title="effect on P(answer)", tickformat=".0~%", col=1)
-    _layer_axis(fig, drawn["layer"])
+    _layer_axis(fig, drawn["layer"], labels=15 // len(kinds))
     return finish(fig, _average_in_words(drawn))
 
 
@@ -209,12 +210,12 @@ def _role(role: str) -> str:
     return "last token of the prompt" if role == "last" else role
 
 
-def _layer_axis(fig: go.Figure, layers: pd.Series) -> None:
+def _layer_axis(fig: go.Figure, layers: pd.Series, *, labels: int = 15) -> None:
     low, high = int(layers.min()), int(layers.max())
-    step = max(1, -(-(high - low + 1) // 15))
+    step = max(1, -(-(high - low + 1) // labels))
     fig.update_xaxes(
         title="layer", tick0=0, dtick=step, range=[low - 0.6, high + 0.6], showgrid=False,
-        zeroline=False,
+        zeroline=False, tickangle=0,
     )  # fmt: skip
 
 
