@@ -120,12 +120,35 @@ def test_with_a_loop_the_page_stays_alive_and_a_second_job_is_refused():
     run(page())
 
 
-def test_a_job_waits_for_a_light_one_and_only_the_newest_does():
+def test_jobs_wait_for_a_light_one_and_none_is_lost() -> None:
     async def page() -> None:
         log = Log()
         log.start(lambda job: time.sleep(0.3) or "light", light=True)
-        assert log.start(lambda job: "older") and log.start(lambda job: "newer")
+        assert log.start(lambda job: time.sleep(0.3) or "first")
+        assert log.start(lambda job: "second", light=True)
         await asyncio.wait_for(log.jobs.finished(), 5)
-        assert log.values == ["light", "newer"] and log.errors == []
+        assert log.values == ["light", "first", "second"] and log.errors == []
+
+    run(page())
+
+
+def test_what_a_result_starts_comes_after_what_was_waiting() -> None:
+    async def page() -> None:
+        order: list[str] = []
+        jobs = Jobs(lambda job: None)
+
+        def start(name: str, then: Any = lambda: None) -> None:
+            jobs.start(
+                name,
+                lambda job: time.sleep(0.05),
+                lambda _: (order.append(name), then()),
+                failed=lambda text, detail: order.append(text),
+                light=True,
+            )
+
+        start("one", lambda: start("three"))
+        start("two")
+        await asyncio.wait_for(jobs.finished(), 5)
+        assert order == ["one", "two", "three"]
 
     run(page())

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.places import cache_dir
+
 ROOT = Path(__file__).resolve().parents[2]
 #: No news, no updates, no autosave, and every cell in the page.
 SETTINGS = {
@@ -47,6 +49,7 @@ class LabServer:
             "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
             "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
             "IPYTHONDIR": str(home / "ipython"),
+            "WORKBENCH_HOME": str(_caches(home / "workbench")),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         for name in ("CI", "WORKBENCH_HEADLESS"):  # the page is alive
@@ -109,6 +112,20 @@ class LabPage:
         self.page.on("request", self._note)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.goto(address, timeout=PATIENCE * 1000)
+        return self._ready()
+
+    def reload(self) -> LabPage:
+        """Load the page again; the kernel goes on."""
+        self.page.reload(timeout=PATIENCE * 1000)
+        return self._ready()
+
+    def save(self, root: Path) -> Path:
+        """Save the notebook; its file."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        self.page.wait_for_timeout(1500)
+        return root / self.page.url.split("/tree/")[1].split("?")[0]
+
+    def _ready(self) -> LabPage:
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=PATIENCE * 1000)
         name = self.page.locator(".jp-Toolbar-kernelName")
         self.until(lambda: "Python 3" in name.inner_text(), "no kernel")
@@ -190,6 +207,16 @@ _FIGURE = """(inside) => {
   const list = (v) => v ? Array.from(v._inputArray || v) : [];
   return seen[0].data.map((t) => ({name: t.name, type: t.type, x: list(t.x), y: list(t.y)}));
 }"""
+
+
+def _caches(folder: Path) -> Path:
+    """Models and statistics that are here already, and runs of its own: a stream that was recorded
+    before would only be read."""
+    folder.mkdir()
+    for name in ("models", "stats"):
+        cache_dir(name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache_dir(name), target_is_directory=True)
+    return folder
 
 
 def _free_port() -> int:

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 #: Cells that do by code what these tests do by hand.
 BY_CODE = ("by-code", "figures", "undo")
 Open = Callable[..., LabPage]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture
@@ -57,8 +58,7 @@ def picture(page: LabPage, name: str) -> None:
     folder = os.environ.get("WORKBENCH_SCREENSHOTS")
     if folder:
         page.page.wait_for_timeout(800)
-        path = Path(folder) / f"{name}.jpg"
-        page.page.screenshot(path=path, type="jpeg", quality=70)
+        page.page.locator(".wb-bench").screenshot(path=Path(folder) / f"{name}.png")
 
 
 def share_of(page: LabPage, selector: str, color: str) -> float:
@@ -127,10 +127,10 @@ def test_a_fact_is_edited_seen_and_undone(bench: Any, model: str) -> None:
     assert after < orange / 5, "the undone edit is still on the screen"
 
 
-def test_a_stream_grows_stops_and_goes_on(bench: Any) -> None:
+def test_a_stream_grows_stops_goes_on_and_survives_a_reload(bench: Any, lab: LabServer) -> None:
     page = bench("tiny")
     page.page.locator(".wb-options .jupyter-widget-Collapse-header").click()
-    for name, value in (("steps", "200"), ("stop_loss", "0.0")):  # slow enough to be watched
+    for name, value in (("steps", "100"), ("stop_loss", "0.0")):  # slow enough to be watched
         page.fill(f"wb-option-{name}", value)
     page.click("wb-use-options")
     page.tab("Stream")
@@ -154,6 +154,14 @@ def test_a_stream_grows_stops_and_goes_on(bench: Any) -> None:
     page.until(lambda: "20 edits done" in page.text("wb-stream-message"), "it does not go on")
     assert page.text("wb-where").endswith("20 edits") and longest() >= 20
     picture(page, "stream_tiny")
+    file = page.save(lab.root)
+    assert file.stat().st_size < 500_000
+    shown = [o for c in nbformat.read(file, as_version=4).cells for o in c.get("outputs", [])]
+    said = [o.data for o in shown if "EditBench" in o.get("data", {}).get("text/plain", "")]
+    assert len(said) == 1 and WIDGET in said[0] and "<b>" in said[0]["text/html"]
+    page.reload()
+    page.tab("Stream")
+    page.until(lambda: longest() >= 20, "after a reload the curve is as it was made, not as it is")
 
 
 def test_editors_are_compared_and_a_fact_is_traced(bench: Any) -> None:

@@ -71,7 +71,7 @@ class EditorPanel(Panel):
             options = changed(EDITORS[name].preset(self.session.view, preset), typed)
             self.session.choose(name, preset=preset, **options)
 
-        self.act("choose an editor", work)
+        self.act("choose an editor", work, light=True)
 
     def _show(self, editor: Editor) -> None:
         table = explain_options(editor)

@@ -115,11 +115,15 @@ class FactPanel(Panel):
 
     def keep(self) -> None:
         """Accept the preview."""
-        self.act("accept", lambda job: self.session.accept(), lambda edit: self.message.say())
+        self.act(
+            "accept", lambda job: self.session.accept(), lambda edit: self.message.say(), light=True
+        )
 
     def forget(self) -> None:
         """Discard the preview."""
-        self.act("discard", lambda job: self.session.discard(), lambda _: self.message.say())
+        self.act(
+            "discard", lambda job: self.session.discard(), lambda _: self.message.say(), light=True
+        )
 
     def take_lines(self) -> None:
         """Take the facts in the text area."""
@@ -138,7 +142,7 @@ class FactPanel(Panel):
             self.fill(self.session.request)
             self.message.say(f"{n} fact{'' if n == 1 else 's'} on the desk.")
 
-        self.act("load facts", work, then)
+        self.act("load facts", work, then, light=True)
 
     def _propose(self, change: Any) -> None:
         text = change["new"]

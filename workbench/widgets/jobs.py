@@ -13,9 +13,11 @@ import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from workbench.errors import WorkbenchError
@@ -111,7 +113,7 @@ class Jobs:
         self.current: Job | None = None
         self.task: asyncio.Task[None] | None = None
         self._on_change = on_change
-        self._waiting: Callable[[], object] | None = None
+        self._waiting: deque[Callable[[], object]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="workbench-bench")
 
     def start(
@@ -135,25 +137,18 @@ class Jobs:
             failed: takes a sentence and details: of an error, of a stop, of a refusal.
             tick: called at every look, for displays that grow.
             noted: takes each warning that the work gave.
-            light: short; the newest job that comes meanwhile waits for it.
+            light: short; jobs that come meanwhile wait for it and then run in their order.
             waits: return when it is done, although a loop is running.
         """
-        if self.current is not None and self.current.light:
-            self._waiting = lambda: self.start(
-                what, work, then, failed=failed, tick=tick, noted=noted, light=light, waits=waits
-            )
-            return True
-        if self.current is not None:
+        shown = _Shown(then, failed, tick, noted)
+        asked = partial(self._run, Job(what, light), work, shown, waits)
+        if self.current is None and not self._waiting:
+            asked()
+        elif self.current is None or self.current.light:
+            self._waiting.append(asked)
+        else:
             failed(f"Busy: {self.current.what}. Wait for it, or stop it.", "")
             return False
-        job = self.current = Job(what, light)
-        self._on_change(job)
-        future, shown = self._pool.submit(_guarded, work, job), _Shown(then, failed, tick, noted)
-        loop = None if waits else _loop()
-        if loop is None:
-            self._wait(job, future, shown)
-        else:
-            self.task = loop.create_task(self._watch(job, future, shown))
         return True
 
     def stop(self) -> None:
@@ -166,6 +161,17 @@ class Jobs:
         """Wait for the running job, in a notebook cell: ``await bench.jobs.finished()``."""
         while self.task is not None and not self.task.done():
             await asyncio.wait({self.task})  # a job that waited makes a new task
+
+    def _run(self, job: Job, work: Callable[[Job], Any], shown: _Shown, waits: bool) -> None:
+        job.began = time.monotonic()
+        self.current = job
+        self._on_change(job)
+        future = self._pool.submit(_guarded, work, job)
+        loop = None if waits else _loop()
+        if loop is None:
+            self._wait(job, future, shown)
+        else:
+            self.task = loop.create_task(self._watch(job, future, shown))
 
     def _wait(self, job: Job, future: Future[_Outcome], shown: _Shown) -> None:
         while wait([future], timeout=TICK).not_done:
@@ -187,9 +193,8 @@ class Jobs:
         self.current = None
         shown.finish(outcome)
         self._on_change(self.current)
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting()
+        if self._waiting:
+            self._waiting.popleft()()
 
 
 def _loop() -> asyncio.AbstractEventLoop | None:

@@ -84,6 +84,15 @@ class Panel(ABC):
         then: Callable[[Any], None] | None = None,
         *,
         tick: Callable[[], None] | None = None,
+        light: bool = False,
     ) -> bool:
-        """Do something with the session in the worker, then redraw what is in sight."""
-        return self.bench.act(self, what, work, then, tick=tick)
+        """Do something with the session in the worker, then redraw what is in sight.
+
+        Args:
+            what: in words.
+            work: runs in the worker thread.
+            then: takes its result.
+            tick: called while it runs, for displays that grow.
+            light: it takes no time to speak of, so others wait for it.
+        """
+        return self.bench.act(self, what, work, then, tick=tick, light=light)

@@ -81,6 +81,7 @@ class TimelinePanel(Panel):
             "undo",
             lambda job: self.session.undo(),
             lambda edit: self.message.say(f"Undone: {_said(edit)}."),
+            light=True,
         )
 
     def put_back(self) -> None:
@@ -89,6 +90,7 @@ class TimelinePanel(Panel):
             "redo",
             lambda job: self.session.redo(),
             lambda edit: self.message.say(f"Put back: {_said(edit)}."),
+            light=True,
         )
 
     def drop(self, *, replay: bool = False) -> None:
@@ -107,7 +109,7 @@ class TimelinePanel(Panel):
 
     def _scrubbed(self, change: Any) -> None:
         if not self.bench.is_quiet:
-            self.act("look", lambda job: self.session.look_at(change["new"]))
+            self.act("look", lambda job: self.session.look_at(change["new"]), light=True)
 
     def _noted(self, change: Any) -> None:
         stack = self.session.view.stack
