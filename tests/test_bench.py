@@ -155,7 +155,9 @@ def test_warnings_reach_the_panel(bench: Any) -> None:
 
 def test_options_are_explained_and_changed(bench: Any) -> None:
     editor = bench.editor
-    assert "learning rate" in " ".join(r.children[1].value for r in editor.rows.children)
+    meanings = " ".join(r.children[1].value for r in editor.rows.children)
+    assert "learning rate" in meanings and "<code>r-rome</code>" in meanings
+    assert "`" not in meanings
     editor.fields["steps"].value = "3"
     editor.take.click()
     assert bench.session.editor.steps == 3 and type(bench.session.editor) is wb.ROME

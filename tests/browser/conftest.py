@@ -46,7 +46,7 @@ def open_notebook(
     contexts = []
 
     def open_(path: str, *, dark: bool = False) -> LabPage:
-        context = chromium.new_context(viewport={"width": 1280, "height": 1500})
+        context = chromium.new_context(viewport={"width": 1200, "height": 1100})
         contexts.append(context)
         page = LabPage(context.new_page()).open(lab.address(path))
         if dark:

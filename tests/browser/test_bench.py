@@ -53,12 +53,15 @@ def bars(page: LabPage) -> dict[str, list[float]]:
     return {t["name"]: t["x"] for t in page.figure(".wb-answers")}
 
 
-def picture(page: LabPage, name: str) -> None:
-    """Keep what is in sight, where a folder for pictures is named."""
+def picture(page: LabPage, name: str, top: str = ".wb-tabs") -> None:
+    """Keep what is in sight from a part on, where a folder for pictures is named."""
     folder = os.environ.get("WORKBENCH_SCREENSHOTS")
     if folder:
+        page.page.evaluate("(s) => document.querySelector(s).scrollIntoView()", top)
+        page.page.mouse.move(2, 2)
         page.page.wait_for_timeout(800)
-        page.page.locator(".wb-bench").screenshot(path=Path(folder) / f"{name}.png")
+        area = page.page.locator(".jp-WindowedPanel-outer").bounding_box()
+        page.page.screenshot(path=Path(folder) / f"{name}.png", clip=area)
 
 
 def share_of(page: LabPage, selector: str, color: str) -> float:
@@ -114,7 +117,7 @@ def test_a_fact_is_edited_seen_and_undone(bench: Any, model: str) -> None:
         wanted = wb.next_tokens(view, case.request.text, top_k=3)
     drawn = sorted(bars(page)["after"], reverse=True)[:3]
     assert drawn == pytest.approx(wanted["prob"].tolist(), abs=2e-3)
-    picture(page, f"preview_{model}")
+    picture(page, f"preview_{model}", top=".wb-bench")
     orange = share_of(page, ".wb-answers .js-plotly-plot", PALETTE[1])
     assert orange > 0.005, "the bars of the edit are not on the screen"
     page.click("wb-accept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any, ClassVar
@@ -78,7 +79,7 @@ class EditorPanel(Panel):
         if list(self.fields) != list(table["option"]):
             self.fields = {name: _field(name) for name in table["option"]}
             lines = [
-                row(self.fields[r.option], ipw.HTML(f"<small>{escape(r.meaning)}</small>"))
+                row(self.fields[r.option], ipw.HTML(f"<small>{_marked(r.meaning)}</small>"))
                 for r in table.itertuples()
             ]
             self.rows.children = tuple(lines)
@@ -123,6 +124,11 @@ def _refusal(name: str, view: Any) -> str | None:
         return EDITORS[name].preset(view).unsupported(view)
     except WorkbenchError as err:
         return str(err)
+
+
+def _marked(text: str) -> str:
+    """A docstring's words as HTML: names in code."""
+    return re.sub(r"(?::\w+:)?`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
 def _field(name: str) -> Any:
