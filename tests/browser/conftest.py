@@ -11,6 +11,8 @@ import pytest
 from browsers import require_chromium
 from labserver import ROOT, LabPage, LabServer
 
+#: The server keeps the theme for the next page.
+THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
@@ -49,11 +51,7 @@ def open_notebook(
         context = chromium.new_context(viewport={"width": 1200, "height": 1100})
         contexts.append(context)
         page = LabPage(context.new_page()).open(lab.address(path))
-        if dark:
-            page.page.evaluate(
-                "() => window.jupyterapp.commands.execute('apputils:change-theme',"
-                " {theme: 'JupyterLab Dark'})"
-            )
+        page.page.evaluate(THEME, "JupyterLab Dark" if dark else "JupyterLab Light")
         pages.append(page)
         return page
 

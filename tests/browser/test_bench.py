@@ -131,7 +131,7 @@ def test_a_fact_is_edited_seen_and_undone(bench: Any, model: str) -> None:
 
 
 def test_a_stream_grows_stops_goes_on_and_survives_a_reload(bench: Any, lab: LabServer) -> None:
-    page = bench("tiny")
+    page = bench("tiny", dark=True)
     page.page.locator(".wb-options .jupyter-widget-Collapse-header").click()
     for name, value in (("steps", "100"), ("stop_loss", "0.0")):  # slow enough to be watched
         page.fill(f"wb-option-{name}", value)
