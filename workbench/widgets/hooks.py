@@ -12,7 +12,7 @@ from workbench.inspectors import with_alpha
 from workbench.plots import plot_hooks
 from workbench.widgets.live import LiveFigure
 from workbench.widgets.panel import Panel
-from workbench.widgets.parts import column, field
+from workbench.widgets.parts import column, field, slider
 
 __all__ = ["HookPanel"]
 
@@ -26,16 +26,10 @@ class HookPanel(Panel):
     def _build(self) -> Any:
         self.prompt = field("Prompt", name="wb-hook-prompt", hint="empty: that of the fact")
         self.prompt.observe(lambda change: self.bench.later(self), "value")
-        self.alpha = ipw.FloatSlider(
-            value=2.0,
-            min=-3.0,
-            max=8.0,
-            step=0.05,
-            description="Threshold α",
-            disabled=True,
-            style={"description_width": "120px"},
-            layout=ipw.Layout(width="98%"),
-        ).add_class("wb-alpha")
+        self.alpha = slider(
+            ipw.FloatSlider, "Threshold α", name="wb-alpha", value=2.0, min=-3.0, max=8.0,
+            step=0.05, disabled=True,
+        )  # fmt: skip
         self.alpha.observe(self._moved, "value")
         self.place, self.words = (
             column().add_class("wb-gates"),

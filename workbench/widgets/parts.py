@@ -66,6 +66,19 @@ def choice(label: str, options: Any, *, name: str, value: Any = None) -> Any:
     return made.add_class(name)
 
 
+def slider(make: Any, label: str, *, name: str, **options: Any) -> Any:
+    """A slider as wide as the panel.
+
+    Args:
+        make: ``ipywidgets.IntSlider`` or ``FloatSlider``.
+        label: beside it.
+        name: the class by which styles and tests find it.
+        options: of the slider.
+    """
+    made = make(description=label, style=_WIDE, layout=ipw.Layout(width="98%"), **options)
+    return made.add_class(name)
+
+
 def button(label: str, does: Any, *, name: str, hint: str = "", style: str = "") -> Any:
     """A button; ``does`` is called without arguments."""
     made = ipw.Button(

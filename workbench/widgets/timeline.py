@@ -8,7 +8,7 @@ import ipywidgets as ipw
 import pandas as pd
 
 from workbench.widgets.panel import Panel
-from workbench.widgets.parts import button, column, field, number, row, table_html
+from workbench.widgets.parts import button, column, field, number, row, slider, table_html
 
 __all__ = ["TimelinePanel"]
 
@@ -20,15 +20,10 @@ class TimelinePanel(Panel):
     name: ClassVar[str] = "timeline"
 
     def _build(self) -> Any:
-        self.slider = ipw.IntSlider(
-            value=0,
-            min=0,
-            max=0,
-            description="Look at",
+        self.slider = slider(
+            ipw.IntSlider, "Look at", name="wb-moment", value=0, min=0, max=0,
             continuous_update=False,
-            style={"description_width": "120px"},
-            layout=ipw.Layout(width="98%"),
-        ).add_class("wb-moment")
+        )  # fmt: skip
         self.slider.observe(self._scrubbed, "value")
         self.entry = number("Entry", 0, name="wb-entry", low=0)
         self.note = field("Note", name="wb-note", hint="words for the newest edit")
