@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.edits import Adapter
-from workbench.errors import EditMismatchError, OptionError
+from workbench.errors import OptionError
 
 __all__ = [
     "GATES",
@@ -31,7 +31,7 @@ __all__ = [
     "Gates",
     "HookLayer",
     "as_adapter",
-    "build",
+    "as_hook",
     "gate_scores",
     "opened",
     "prompt_mask",
@@ -50,16 +50,18 @@ class Context:
     Attributes:
         mask: ``[rows, pos]`` real tokens among the columns of this pass.
         prompt: ``[rows, pos]`` those that belong to the prompt.
-        memory: layer → running statistics ``[rows, 3]`` of the passes before on the same cache;
-            empty in the first.
+        memory: what the passes before on the same cache decided, empty in the first: layer →
+            running statistics ``[rows, 3]`` of a hook layer, name → of a memory.
         continues: whether this pass continues a cache.
+        whole: whether all tokens were taken for the prompt because nobody said how long it is.
         seen: layer → what its gate did, filled where it is not None.
     """
 
     mask: Bool[Tensor, "rows pos"]
     prompt: Bool[Tensor, "rows pos"]
-    memory: dict[int, Tensor] = field(default_factory=dict)
+    memory: dict[int | str, Tensor] = field(default_factory=dict)
     continues: bool = False
+    whole: bool = True
     seen: dict[int, Gates] | None = None
 
 
@@ -96,6 +98,11 @@ class HookLayer:
     alpha: float
     gate: str = "masked"
     generation: str = "running"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the module it stands beside."""
+        return self.left.shape[0], self.right.shape[0]
 
     def difference(self, x: Float[Tensor, "rows pos d_mlp"]) -> Float[Tensor, "rows pos d_model"]:
         """``x dWᵀ`` in the dtype of the factors."""
@@ -219,24 +226,15 @@ def prompt_mask(
     return mask & (mask.cumsum(1) <= lengths.to(mask.device)[:, None])
 
 
-def build(adapter: Adapter, *, device: torch.device | str, dtype: torch.dtype) -> HookLayer:
-    """The function that an adapter describes.
+def as_hook(adapter: Adapter, *, device: torch.device | str, dtype: torch.dtype) -> HookLayer:
+    """The hook layer that an adapter describes.
 
     Raises:
-        EditMismatchError: for a kind this version does not know, or missing pieces.
+        KeyError: for a missing piece.
     """
-    try:
-        if adapter.kind != "hook_layer":
-            raise KeyError(adapter.kind)
-        options = adapter.options
-        left, right = (adapter.tensors[k].to(device, dtype) for k in ("left", "right"))
-        return HookLayer(left, right, float(options["alpha"]), options["gate"],
-                         options["generation"])  # fmt: skip
-    except KeyError as err:
-        raise EditMismatchError(
-            f"the adapter of {adapter.parameter!r} lacks or does not know {err}: it was made by "
-            "another version of Workbench."
-        ) from err
+    options = adapter.options
+    left, right = (adapter.tensors[k].to(device, dtype) for k in ("left", "right"))
+    return HookLayer(left, right, float(options["alpha"]), options["gate"], options["generation"])
 
 
 def as_adapter(parameter: str, hook: HookLayer) -> Adapter:

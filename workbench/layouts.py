@@ -2,7 +2,9 @@
 
 A row of :data:`LAYOUTS` names modules; it promises nothing. What a model can do (is the edited
 matrix linear, does its output reach the residual unscaled, do the logits follow from the last
-residual) is *proved* when the model is loaded, see :mod:`workbench.capabilities`.
+residual) is *proved* when the model is loaded, see :mod:`workbench.capabilities`. Of an
+encoder-decoder the encoder's blocks are edited, as GRACE does (arXiv 2211.11031): there a question
+is read.
 
 Free of torch and transformers. Sources: the families' own modeling files in transformers 5.
 """
@@ -31,6 +33,7 @@ class Layout:
         blocks: list of transformer blocks.
         value: the edited matrix, the MLP's down projection, inside a block. Its input is the key,
             its output the value.
+        up: the MLP's first matrix inside a block, None where it is not a module of its own kind.
         mlp: module whose output joins the residual, None if the family has none.
         attention: module inside a block whose output is what self-attention adds.
         embed: token embedding.
@@ -48,6 +51,7 @@ class Layout:
     base: str = "model"
     blocks: str = "model.layers"
     value: str = "mlp.down_proj"
+    up: str | None = "mlp.up_proj"
     mlp: str | None = "mlp"
     attention: str = "self_attn"
     embed: str = "model.embed_tokens"
@@ -66,6 +70,10 @@ class Layout:
     def value_path(self, layer: int) -> str:
         """Path of the edited module of block ``layer``."""
         return f"{self.blocks}.{layer}.{self.value}"
+
+    def up_path(self, layer: int) -> str | None:
+        """Path of the MLP's first matrix in block ``layer``, None if the family has none."""
+        return None if self.up is None else f"{self.blocks}.{layer}.{self.up}"
 
 
 def _gpt_like(family: str, **fields: str | None) -> Layout:
@@ -87,18 +95,20 @@ _POST_NORM = (
 _ENCODER_NOTE = "it is not a decoder that predicts the next token from its last residual"
 
 _ROWS = (
-    _gpt_like("gpt2", value="mlp.c_proj"),
-    _gpt_like("gpt_neo", value="mlp.c_proj"),
-    _gpt_like("gptj", value="mlp.fc_out"),
+    _gpt_like("gpt2", value="mlp.c_proj", up="mlp.c_fc"),
+    _gpt_like("gpt_neo", value="mlp.c_proj", up="mlp.c_fc"),
+    _gpt_like("gptj", value="mlp.fc_out", up="mlp.fc_in"),
     _gpt_like(
         "bloom",
         value="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
         attention="self_attention.dense",  # the attention module itself adds the residual
         embed="transformer.word_embeddings",
     ),
     _gpt_like(
         "falcon",
         value="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
         attention="self_attention",
         embed="transformer.word_embeddings",
     ),
@@ -107,22 +117,25 @@ _ROWS = (
         base="gpt_neox",
         blocks="gpt_neox.layers",
         value="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
         attention="attention",
         embed="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
     ),
     *(
         Layout(family=name)
-        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "phi3", "olmo")
+        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "olmo")
     ),
+    Layout(family="phi3", up="mlp.gate_up_proj"),
     Layout(family="stablelm"),
-    Layout(family="starcoder2", value="mlp.c_proj"),
-    Layout(family="phi", value="mlp.fc2", final_norm="model.final_layernorm"),
+    Layout(family="starcoder2", value="mlp.c_proj", up="mlp.c_fc"),
+    Layout(family="phi", value="mlp.fc2", up="mlp.fc1", final_norm="model.final_layernorm"),
     Layout(
         family="opt",
         base="model.decoder",
         blocks="model.decoder.layers",
         value="fc2",
+        up="fc1",
         mlp=None,
         embed="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
@@ -139,21 +152,23 @@ _ROWS = (
     Layout(
         family="t5",
         kind=ENCODER_DECODER,
-        base="decoder",
-        blocks="decoder.block",
-        value="layer.2.DenseReluDense.wo",
-        mlp="layer.2.DenseReluDense",
+        base="encoder",
+        blocks="encoder.block",
+        value="layer.1.DenseReluDense.wo",
+        up=None,  # one matrix (wi) or two (wi_0, wi_1) by version
+        mlp="layer.1.DenseReluDense",
         attention="layer.0.SelfAttention",
         embed="shared",
-        final_norm="decoder.final_layer_norm",
+        final_norm="encoder.final_layer_norm",
         note=_ENCODER_NOTE,
     ),
     Layout(
         family="bart",
         kind=ENCODER_DECODER,
-        base="model.decoder",
-        blocks="model.decoder.layers",
+        base="model.encoder",
+        blocks="model.encoder.layers",
         value="fc2",
+        up="fc1",
         mlp=None,
         embed="model.shared",
         final_norm=None,
@@ -165,6 +180,7 @@ _ROWS = (
         base="bert",
         blocks="bert.encoder.layer",
         value="output.dense",
+        up="intermediate.dense",
         mlp=None,
         attention="attention.self",
         embed="bert.embeddings.word_embeddings",

@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -32,6 +32,8 @@ from workbench.looks import stack_html
 from workbench.weights import State, Weights, doubts, spacing
 
 __all__ = ["ModelView"]
+
+M = TypeVar("M")
 
 
 class ModelView:
@@ -108,6 +110,19 @@ class ModelView:
         """The edited matrix, always ``[d_model, d_mlp]`` whatever the storage; do not write it."""
         return orient(self.value_module(layer)).detach()
 
+    def up_name(self, layer: int) -> str | None:
+        """Parameter name of the MLP's first matrix, None if the family has none of its own."""
+        path = self.layout.up_path(layer)
+        return None if path is None or get_module(self.model, path) is None else f"{path}.weight"
+
+    def layer_of(self, parameter: str) -> int:
+        """The block of a weight that adapters can stand beside."""
+        return self._beside.layer_of(parameter)
+
+    def module_of(self, parameter: str) -> nn.Module:
+        """The module that a weight belongs to."""
+        return self._module(parameter.removesuffix(".weight"))
+
     def weight_name(self, layer: int) -> str:
         """Parameter name of :meth:`weight`."""
         return f"{self.layout.value_path(layer)}.weight"
@@ -153,8 +168,18 @@ class ModelView:
 
     @property
     def adapters(self) -> Mapping[int, HookLayer]:
-        """Layer → what the stack put beside its edited matrix."""
-        return self._state.adapters
+        """Layer → the hook layer that the stack put beside its edited matrix."""
+        return self._beside.hook_layers(self._state.adapters)
+
+    @property
+    def adapted(self) -> tuple[int, ...]:
+        """Layers that have a hook layer or a memory beside one of their modules."""
+        return self._beside.layers(self._state.adapters)
+
+    def memory(self, parameter: str, kind: type[M]) -> M | None:
+        """The memory of a kind that the stack put beside a module, None if there is none."""
+        held = self._state.adapters.get(parameter, ())
+        return next((each for each in held if isinstance(each, kind)), None)
 
     def reading(
         self, lengths: Tensor | None = None, *, gates: dict[int, Gates] | None = None
@@ -344,10 +369,10 @@ class ModelView:
         Raises:
             OptionError: if adapters stand on the stack; plain files cannot hold them.
         """
-        if self.adapters:
+        if self.adapted:
             raise OptionError(
-                f"layers {sorted(self.adapters)} have hook layers, which plain model files cannot "
-                "hold: save the edits (edit.save) instead, or pop them first."
+                f"layers {list(self.adapted)} have hook layers or memories, which plain model "
+                "files cannot hold: save the edits (edit.save) instead, or pop them first."
             )
         self.model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)

@@ -1,7 +1,7 @@
-"""Names to models: ``tiny``, ``smollm2-135m``, any local path or hub id.
+"""Names to models: ``tiny`` and its kin, ``smollm2-135m``, any local path or hub id.
 
-``tiny`` ships with the package. ``smollm2-135m`` is fetched once, see :mod:`workbench.fetch`.
-Everything else goes to transformers unmodified; remote code is never run.
+``tiny``, ``tiny-bert`` and ``tiny-t5`` ship with the package. ``smollm2-135m`` is fetched once, see
+:mod:`workbench.fetch`. Everything else goes to transformers unmodified; remote code is never run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def _tiny(name: str) -> Callable[[], Path]:
 #: Short names everyone has → function that returns a local folder.
 MODELS: dict[str, Callable[[], Path]] = {
     "tiny": _tiny("model"),
+    "tiny-bert": _tiny("bert"),
+    "tiny-t5": _tiny("t5"),
     "smollm2-135m": lambda: fetch.smollm2_135m(cache_dir("models")),
 }
 
@@ -56,9 +58,9 @@ def load(
     """Load a model and open a view on it.
 
     Args:
-        name: ``"tiny"``, ``"smollm2-135m"``, a local folder, a hub id such as ``"gpt2-xl"``, or a
-            transformers model that is loaded already (then give ``tokenizer``; it stays in its
-            dtype and on its device).
+        name: ``"tiny"``, ``"tiny-bert"``, ``"tiny-t5"``, ``"smollm2-135m"``, a local folder, a hub
+            id such as ``"gpt2-xl"``, or a transformers model that is loaded already (then give
+            ``tokenizer``; it stays in its dtype and on its device).
         tokenizer: tokenizer or its name; by default the model's own.
         kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``; inferred if None.
         labels: label names of a classifier; from the configuration if empty.

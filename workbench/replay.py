@@ -84,11 +84,11 @@ def capture_blocks(view: ModelView, rows: Sequence[Sequence[int]], start: int, s
         stop: one past the last block to keep.
     """
     inputs, mask = _inputs(view, rows)
-    inside = [x for x in view.adapters if start <= x < stop]
+    inside = [x for x in view.adapted if start <= x < stop]
     if inside:
         raise UnsupportedEditorError(
-            f"blocks {inside} have hook layers, which cannot be run block by block: take them off "
-            "the stack, or edit other layers."
+            f"blocks {inside} have hook layers or memories, which cannot be run block by block: "
+            "take them off the stack, or edit other layers."
         )
     with torch.no_grad():
         hidden, calls = _record(view, inputs, range(start, stop))
@@ -140,17 +140,17 @@ class Replay:
         self._past = {
             layer: _first(kept_states(cache, layer), width) for layer in range(start, view.n_layers)
         }
-        if view.adapters:
+        if view.adapted:
             self._read_whole(rows, width)
 
     def _read_whole(self, rows: Sequence[Encoded], width: int) -> None:
         """States of one pass over whole rows: adapters judge a prompt as a whole."""
         view, above = self.view, range(self.start, self.view.n_layers)
-        if max(view.adapters) >= self.start:
+        if max(view.adapted) >= self.start:
             raise UnsupportedEditorError(
-                f"block {max(view.adapters)} has a hook layer, and states above block "
-                f"{self.start - 1} are needed without running whole prompts: take the hook layers "
-                "off the stack, or edit a layer at or above them."
+                f"block {max(view.adapted)} has a hook layer or a memory, and states above block "
+                f"{self.start - 1} are needed without running whole prompts: take it off the "
+                "stack, or edit a layer at or above it."
             )
         ids, mask = pad_right([r.ids for r in rows], pad_token(view), device=view.device)
         cache = DynamicCache()

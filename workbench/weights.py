@@ -33,13 +33,13 @@ class State:
     Attributes:
         stack: the edits, oldest first.
         masters, live: parameter name → exact values, and as the model holds them.
-        adapters: layer → what stands beside its edited matrix.
+        adapters: parameter → the functions beside its module, see :mod:`workbench.beside`.
     """
 
     stack: tuple[Edit, ...] = ()
     masters: Mapping[str, Tensor] = field(default_factory=dict)
     live: Mapping[str, Tensor] = field(default_factory=dict)
-    adapters: Mapping[int, Any] = field(default_factory=dict)
+    adapters: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Weights:

@@ -20,6 +20,7 @@ import torch
 from workbench.editors import EDITORS, FT, ROME, Editor, find_editor, prune, rebuild_editor
 from workbench.editors.locate.base import LocateEditor
 from workbench.editors.locate.nse import unpack_bits
+from workbench.editors.memory.base import MemoryEditor
 from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
 from workbench.errors import OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
@@ -42,7 +43,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "NSE": {**LOCATE, "layers": (0, 1, 2), "lam": 2.0, "neuron_threshold": 0.8},
     "AlphaEdit": {**LOCATE, "layers": (0, 1, 2), "threshold": 2.0, "l2": 2.0},
     "CoachHook": {**LOCATE, "layers": (0, 1), "lam": 2.0},
+    "GRACE": {"layers": (1,), "steps": 30, "lr": 0.3, "init": "warm"},
 }
+#: Editors that work beside any module of any family.
+ANYWHERE = ("FT", "FTL", "FTW", "GRACE")
 #: Options under which the bare prompt's key is written (almost) exactly.
 EXACT: dict[str, dict[str, Any]] = {
     "MEMIT": {"lam": 1e-9},
@@ -64,7 +68,7 @@ NOT_DECODERS = (*families.SEQ2SEQ, *families.CLASSIFIERS)
 
 
 def expected_support(editor: str, family: str) -> bool:
-    if editor.startswith("FT"):
+    if editor in ANYWHERE:
         return True
     if family in NOT_DECODERS:
         return False
@@ -153,9 +157,9 @@ def test_contract(make_view, tmp_path, name: str, family: str) -> None:
 
 
 def check_equation(view: ModelView, editor: Editor, requests: list[EditRequest]) -> None:
-    """Fine-tuning lowers its loss; a locate-then-edit editor that writes the bare prompt's key
-    exactly brings the subject's state to the target vector."""
-    if isinstance(editor, FT):
+    """Fine-tuning and memories lower their loss; a locate-then-edit editor that writes the bare
+    prompt's key exactly brings the subject's state to the target vector."""
+    if isinstance(editor, FT | MemoryEditor):
         with view.applied(editor.edit(view, requests)):
             after = score(view, requests)["nll_target"].mean()
         assert after < score(view, requests)["nll_target"].mean()

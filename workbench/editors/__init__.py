@@ -8,6 +8,7 @@ from __future__ import annotations
 from workbench.editors.base import Editor
 from workbench.editors.finetune import FT, FTL, FTW
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
+from workbench.editors.memory import GRACE
 from workbench.edits import Edit
 from workbench.errors import OptionError, did_you_mean
 
@@ -17,6 +18,7 @@ __all__ = [
     "FT",
     "FTL",
     "FTW",
+    "GRACE",
     "MEMIT",
     "NSE",
     "ROME",
@@ -29,7 +31,8 @@ __all__ = [
 
 #: name → editor class
 EDITORS: dict[str, type[Editor]] = {
-    cls.__name__: cls for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit, CoachHook)
+    cls.__name__: cls
+    for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit, CoachHook, GRACE)
 }
 
 

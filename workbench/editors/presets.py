@@ -30,8 +30,12 @@ SHAPES: dict[str, tuple[str, int, int, int]] = {
     "mistral-7b": ("mistral", 4096, 14336, 32),
     "qwen2.5-7b": ("qwen2", 3584, 18944, 28),
     "smollm2-135m": ("llama", 576, 1536, 30),
+    "t5-small-ssm-nq": ("t5", 512, 1024, 8),
+    "bert-base": ("bert", 768, 3072, 12),
 }
 
+#: The shipped tiny models go by their names.
+TINY = ("tiny", "tiny-bert", "tiny-t5")
 #: Key statistics of the tiny model come from the sample of its world that ships with it.
 TINY_TEXT = {"corpus": "tiny", "corpus_tokens": 30_000}
 
@@ -50,8 +54,8 @@ Table = Mapping[str, Mapping[str, Preset]]
 
 def identify(view: ModelView) -> str | None:
     """The model's short name by its shape, None if it is not in :data:`SHAPES`."""
-    if view.name == "tiny":
-        return "tiny"
+    if view.name in TINY:
+        return view.name
     shape = (view.layout.family, view.d_model, view.d_mlp, view.n_layers)
     return next((name for name, known in SHAPES.items() if known == shape), None)
 

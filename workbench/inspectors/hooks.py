@@ -1,17 +1,20 @@
-"""What hook layers do, token by token (CoachHook; spec locate-then-edit 2.7 and 7)."""
+"""What hook layers do, token by token (CoachHook; spec locate-then-edit 2.7 and 7), and whether
+what stands beside the weights still answers its own prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
 from workbench.adapters import Gates, opened
+from workbench.editors.memory.examples import Place, queries
 from workbench.edits import AdapterEdit
 from workbench.errors import OptionError
+from workbench.memories import Codebook
 from workbench.model import ModelView
 from workbench.replay import run_rows
 from workbench.tokens import Item, context_length, encode, encode_request
@@ -115,39 +118,63 @@ def alpha_history(view: ModelView) -> pd.DataFrame:
 
 @torch.no_grad()
 def check_entries(view: ModelView) -> pd.DataFrame:
-    """Whether the hook layers on the stack still open on the prompts they were made for.
+    """Whether what stands beside the weights still answers the prompts it was made for.
 
     Returns:
-        One row an entry, request and layer: ``entry, editor, request, prompt, layer, z, alpha,
-        open`` at the subject's last token.
+        One row an entry, request and layer: ``entry, editor, request, prompt, layer, z, alpha``
+        (score and threshold of a hook layer at the subject's last token), ``distance, radius``
+        (of a codebook's nearest key), ``open`` (whether the gate opens, or the key answers).
 
     Example:
         >>> view.check().query("not open")
     """
     rows: list[dict[str, Any]] = []
     for entry, edit in enumerate(view.stack):
-        if not isinstance(edit, AdapterEdit):
+        if isinstance(edit, AdapterEdit):
+            found = [*_hook_rows(view, edit), *_codebook_rows(view, edit)]
+            rows += [{"entry": entry, "editor": edit.editor, **row} for row in found]
+    names = ["entry", "editor", "request", "prompt", "layer", "z", "alpha", "distance", "radius"]
+    return pd.DataFrame(rows, columns=[*names, "open"])
+
+
+def _hook_rows(view: ModelView, edit: AdapterEdit) -> Iterator[dict[str, Any]]:
+    names = {a.parameter for a in edit.adapters if a.kind == "hook_layer"}
+    layers = [x for x in view.adapters if view.weight_name(x) in names]
+    if not layers:
+        return
+    encoded = [encode_request(view.tokenizer, r, with_target=False)[0] for r in edit.requests]
+    seen = _gates(view, [e.ids for e in encoded])
+    for i, (request, row) in enumerate(zip(edit.requests, encoded, strict=True)):
+        for layer in sorted(layers):
+            gates = seen[layer]
+            yield {
+                "request": i,
+                "prompt": request.text,
+                "layer": layer,
+                "z": float(gates.z[i, row.pivot]),
+                "alpha": gates.alpha,
+                "open": bool(gates.open[i, row.pivot]),
+            }
+
+
+def _codebook_rows(view: ModelView, edit: AdapterEdit) -> Iterator[dict[str, Any]]:
+    for adapter in edit.adapters:
+        book = view.memory(adapter.parameter, Codebook)
+        if adapter.kind != "codebook" or book is None:
             continue
-        encoded = [encode_request(view.tokenizer, r, with_target=False)[0] for r in edit.requests]
-        seen = _gates(view, [e.ids for e in encoded])
-        layers = [x for x in sorted(seen) if view.weight_name(x) in edit.parameters]
-        for i, (request, row) in enumerate(zip(edit.requests, encoded, strict=True)):
-            for layer in layers:
-                gates = seen[layer]
-                rows.append(
-                    {
-                        "entry": entry,
-                        "editor": edit.editor,
-                        "request": i,
-                        "prompt": request.text,
-                        "layer": layer,
-                        "z": float(gates.z[i, row.pivot]),
-                        "alpha": gates.alpha,
-                        "open": bool(gates.open[i, row.pivot]),
-                    }
-                )
-    names = ["entry", "editor", "request", "prompt", "layer", "z", "alpha", "open"]
-    return pd.DataFrame(rows, columns=names)
+        place = Place(view.layer_of(adapter.parameter), adapter.parameter)
+        asked, _ = queries(view, [r.text for r in edit.requests], place, book.settings)
+        distance, index = (t[:, 0] for t in book.search(asked))
+        answers = book.fired(asked) >= 0
+        for i, request in enumerate(edit.requests):
+            yield {
+                "request": i,
+                "prompt": request.text,
+                "layer": place.layer,
+                "distance": float(distance[i]),
+                "radius": float(book.radii[index[i]]),
+                "open": bool(answers[i]),
+            }
 
 
 def _gates(view: ModelView, ids: Sequence[Sequence[int]]) -> dict[int, Gates]:

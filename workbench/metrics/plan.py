@@ -130,7 +130,7 @@ def _size(row: TokenRow) -> int:
 
 def is_causal(view: ModelView) -> bool:
     """Adapters may look at a whole row (gates, key positions); then each row is run as it is."""
-    return not view.adapters
+    return not view.adapted
 
 
 def _decoder_queries(view: ModelView, pairs: Sequence[Pair]) -> list[Query]:
@@ -147,7 +147,7 @@ def _decoder_queries(view: ModelView, pairs: Sequence[Pair]) -> list[Query]:
 
 
 def _decoder_row(view: ModelView, ids: tuple[int, ...], prompt: int) -> TokenRow:
-    return (ids, (prompt,)) if view.adapters else (ids,)
+    return (ids, (prompt,)) if view.adapted else (ids,)
 
 
 def _class_queries(view: ModelView, pairs: Sequence[Pair]) -> list[Query]:

@@ -70,7 +70,7 @@ def subject_rows(
         rows += encode_request(
             view.tokenizer, request, contexts.templates, with_target=False, max_length=limit
         )
-    if whole or view.adapters:
+    if whole or view.adapted:
         return rows
     return [Encoded(r.ids[: r.pivot + 1], r.pivot, r.pivot + 1) for r in rows]
 

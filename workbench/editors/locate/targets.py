@@ -145,7 +145,7 @@ class _Rows:
         end = anchor.pivot if options.kl_position == "subject_last" else len(anchor.ids) - 1
         self.anchor_column = end - anchor.pivot
         self.inputs = [Encoded(p.ids[:-1], p.pivot, p.target_start) for p in prompts]
-        stop = len(anchor.ids) if view.adapters else end + 1  # gates judge whole prompts
+        stop = len(anchor.ids) if view.adapted else end + 1  # gates judge whole prompts
         self.inputs.append(Encoded(anchor.ids[:stop], anchor.pivot, stop))
         self.labels = [p.target_ids for p in prompts]
         self.columns = [p.target_start - 1 - p.pivot for p in prompts]
@@ -232,7 +232,7 @@ class _Chunk:
         n_rows = len(chunk[0].inputs)
         self.dtype = torch.promote_types(view.dtype, torch.float32)
         first = seen[Site(layer, part)][::n_rows, 0]
-        if view.adapters:
+        if view.adapted:
             first = _whole(view, rows, Site(layer, part))[::n_rows]
         self.h0 = first.detach().to(self.dtype)
         self.device = self.h0.device
