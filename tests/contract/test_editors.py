@@ -44,9 +44,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AlphaEdit": {**LOCATE, "layers": (0, 1, 2), "threshold": 2.0, "l2": 2.0},
     "CoachHook": {**LOCATE, "layers": (0, 1), "lam": 2.0},
     "GRACE": {"layers": (1,), "steps": 30, "lr": 0.3, "init": "warm"},
+    "Defer": {"layers": (1,), "steps": 10, "lr": 0.03},
+    "MemoryNetwork": {"layers": (1,), "steps": 10, "lr": 0.03, "slots": 5},
+    "FTEWC": {"layers": (1,), "steps": 4, "lr": 1e-2, "lam": 10.0},
+    "FTRetrain": {"layers": (1,), "steps": 4, "lr": 1e-2, "stop": "loss"},
 }
 #: Editors that work beside any module of any family.
-ANYWHERE = ("FT", "FTL", "FTW", "GRACE")
+ANYWHERE = ("FT", "FTL", "FTW", "FTEWC", "FTRetrain", "GRACE", "Defer", "MemoryNetwork")
 #: Options under which the bare prompt's key is written (almost) exactly.
 EXACT: dict[str, dict[str, Any]] = {
     "MEMIT": {"lam": 1e-9},

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from workbench.editors.base import Editor
+from workbench.editors.continual import FTEWC, FTRetrain
 from workbench.editors.finetune import FT, FTL, FTW
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
-from workbench.editors.memory import GRACE
+from workbench.editors.memory import GRACE, Defer, MemoryNetwork
 from workbench.edits import Edit
 from workbench.errors import OptionError, did_you_mean
 
@@ -16,7 +17,9 @@ __all__ = [
     "EDITORS",
     "EMMET",
     "FT",
+    "FTEWC",
     "FTL",
+    "FTRetrain",
     "FTW",
     "GRACE",
     "MEMIT",
@@ -24,7 +27,9 @@ __all__ = [
     "ROME",
     "AlphaEdit",
     "CoachHook",
+    "Defer",
     "Editor",
+    "MemoryNetwork",
     "find_editor",
     "prune",
 ]
@@ -32,7 +37,22 @@ __all__ = [
 #: name → editor class
 EDITORS: dict[str, type[Editor]] = {
     cls.__name__: cls
-    for cls in (FT, FTL, FTW, ROME, MEMIT, EMMET, NSE, AlphaEdit, CoachHook, GRACE)
+    for cls in (
+        FT,
+        FTL,
+        FTW,
+        FTEWC,
+        FTRetrain,
+        ROME,
+        MEMIT,
+        EMMET,
+        NSE,
+        AlphaEdit,
+        CoachHook,
+        GRACE,
+        Defer,
+        MemoryNetwork,
+    )
 }
 
 

@@ -33,9 +33,13 @@ from workbench.replay import capture_blocks
 from workbench.tokens import context_length, encode_request, pad_right
 from workbench.trace import frozen
 
-__all__ = ["FT", "FTL", "FTW"]
+__all__ = ["FT", "FTL", "FTW", "loss_function"]
+
+#: Runs a mini-batch: mean loss, and whether every answer is right.
+LossFunction = Callable[[], tuple[Tensor, bool]]
 
 OBJECTIVES = ("target_new", "prompt_last")
+STOPS = ("loss", "correct")
 DECAY_TO = ("original", "zero")
 
 
@@ -49,6 +53,7 @@ class FT(Editor):
         lr: Adam learning rate.
         objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released; decoders).
         stop_loss: a mini-batch below is skipped; training ends when an epoch's mean is below.
+        stop: ``loss``, or ``correct``: a mini-batch whose answers all are the arg-max is skipped.
         mini_batch: requests of one Adam step.
         seed: unused by the computation, which is deterministic; kept with the record.
     """
@@ -58,6 +63,7 @@ class FT(Editor):
     lr: float = 5e-4
     objective: str = "target_new"
     stop_loss: float = 1e-2
+    stop: str = "loss"
     mini_batch: int = 64
     seed: int = 0
 
@@ -74,6 +80,10 @@ class FT(Editor):
             raise OptionError(
                 f"{name}: objective={self.objective!r} is unknown."
                 + did_you_mean(self.objective, OBJECTIVES)
+            )
+        if self.stop not in STOPS:
+            raise OptionError(
+                f"{name}: stop={self.stop!r} is unknown." + did_you_mean(self.stop, STOPS)
             )
         if view.kind != DECODER and self.objective != "target_new":
             raise OptionError(
@@ -92,57 +102,83 @@ class FT(Editor):
     def _compute(
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
-        size = self.mini_batch
-        parts = [requests[i : i + size] for i in range(0, len(requests), size)]
-        losses = [_loss_function(view, p, self.layers, self.objective) for p in parts]
+        changes = self._unchanged(view)
+        history = self._train(view, requests, changes, self._memory(view, requests))
+        return self._found(view, changes), {"report": {"training": history}}
+
+    def _memory(self, view: ModelView, requests: Sequence[EditRequest]) -> Any:
+        """What the training must know of earlier edits; nothing here."""
+        return None
+
+    def _unchanged(self, view: ModelView) -> dict[int, Tensor]:
         dtype = storage_dtype(view)
-        changes = {
+        return {
             layer: torch.zeros_like(view.weight(layer), dtype=dtype).requires_grad_()
             for layer in self.layers
         }
-        optimizer = torch.optim.Adam(changes.values(), lr=self.lr)
-        history: list[float] = []
-        shifted = hooks(_shifted(view, changes))
-        with Bar("fine-tuning", self.steps) as bar, frozen(view.model), shifted:
-            for _ in range(self.steps):
-                history.append(self._epoch(view, losses, changes, optimizer))
-                bar.step()
-                if history[-1] < self.stop_loss:
-                    break
-        deltas = [
+
+    def _found(self, view: ModelView, changes: dict[int, Tensor]) -> list[Delta]:
+        return [
             Delta.dense(view.weight_name(layer), changes[layer].detach()) for layer in self.layers
         ]
-        rows = [{"step": i, "loss": loss} for i, loss in enumerate(history)]
-        return deltas, {"report": {"training": rows}}
+
+    def _train(
+        self,
+        view: ModelView,
+        requests: Sequence[EditRequest],
+        changes: dict[int, Tensor],
+        memory: Any = None,
+        *,
+        steps: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train the changes in place with a fresh Adam; returns the loss of every epoch."""
+        size, steps = self.mini_batch, self.steps if steps is None else steps
+        parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+        losses = [loss_function(view, p, self.layers, self.objective) for p in parts]
+        optimizer = torch.optim.Adam(changes.values(), lr=self.lr)
+        rows: list[dict[str, Any]] = []
+        shifted = hooks(_shifted(view, changes))
+        with Bar("fine-tuning", steps) as bar, frozen(view.model), shifted:
+            for step in range(steps):
+                loss, done = self._epoch(view, losses, changes, optimizer, memory)
+                rows.append({"step": step, "loss": loss})
+                bar.step()
+                if done:
+                    break
+        return rows
 
     def _epoch(
         self,
         view: ModelView,
-        losses: Sequence[Callable[[], Tensor]],
+        losses: Sequence[LossFunction],
         changes: dict[int, Tensor],
         optimizer: torch.optim.Optimizer,
-    ) -> float:
-        values = []
+        memory: Any,
+    ) -> tuple[float, bool]:
+        """The mean loss, and whether training is over."""
+        values, waiting = [], 0
         for loss_of in losses:
-            loss = loss_of()
+            loss, right = loss_of()
             values.append(float(loss.detach()))
             if not torch.isfinite(loss):
                 raise NumericalError(
                     f"{type(self).__name__}: the loss became {values[-1]}; nothing was changed. "
                     "Try a smaller lr."
                 )
-            if values[-1] < self.stop_loss:
+            if right if self.stop == "correct" else values[-1] < self.stop_loss:
                 continue
+            waiting += 1
             grads = torch.autograd.grad(loss, list(changes.values()))
             for (layer, change), grad in zip(changes.items(), grads, strict=True):
-                change.grad = grad + self._pull(view, layer, change.detach())
+                change.grad = grad + self._pull(view, layer, change.detach(), memory)
             optimizer.step()
             with torch.no_grad():
                 for change in changes.values():
                     self._project(change)
-        return sum(values) / len(values)
+        mean = sum(values) / len(values)
+        return mean, not waiting if self.stop == "correct" else mean < self.stop_loss
 
-    def _pull(self, view: ModelView, layer: int, change: Tensor) -> Tensor | float:
+    def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
         """Gradient of a penalty on the weights; none here."""
         return 0.0
 
@@ -202,7 +238,7 @@ class FTW(FT):
                 + did_you_mean(self.decay_to, DECAY_TO)
             )
 
-    def _pull(self, view: ModelView, layer: int, change: Tensor) -> Tensor | float:
+    def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
         origin = view.weight(layer).to(change.dtype) if self.decay_to == "zero" else 0.0
         return self.decay * (change + origin)
 
@@ -222,10 +258,11 @@ def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -
     )
 
 
-def _loss_function(
+def loss_function(
     view: ModelView, requests: Sequence[EditRequest], layers: Sequence[int], objective: str
-) -> Callable[[], Tensor]:
-    """A function that runs the mini-batch and returns its mean loss in nats per token."""
+) -> LossFunction:
+    """A function that runs the mini-batch and returns its mean loss in nats per token, and whether
+    every answer is the arg-max."""
     if view.kind == DECODER:
         return _decoder_loss(view, requests, min(layers), objective)
     if view.kind == ENCODER_CLASSIFIER:
@@ -235,7 +272,7 @@ def _loss_function(
 
 def _decoder_loss(
     view: ModelView, requests: Sequence[EditRequest], start: int, objective: str
-) -> Callable[[], Tensor]:
+) -> LossFunction:
     limit = context_length(view.model.config)
     encoded = [encode_request(view.tokenizer, r, max_length=limit)[0] for r in requests]
     rows, columns, labels, weights = [], [], [], []
@@ -249,31 +286,33 @@ def _decoder_loss(
     blocks = capture_blocks(view, [e.ids[:-1] for e in encoded], start, view.n_layers)
     label, weight = torch.tensor(labels), torch.tensor(weights)
 
-    def loss() -> Tensor:
+    def loss() -> tuple[Tensor, bool]:
         hidden = blocks.hidden
         for layer in range(start, view.n_layers):
             hidden = blocks.run(layer, hidden)
         logits = readout(view.model, view.layout, hidden[rows, columns])
         logp = _widened(logits).log_softmax(-1)
         nll = -logp.gather(1, label.to(logp.device)[:, None])[:, 0]
-        return (nll * weight.to(nll)).sum()
+        right = logits.argmax(-1) == label.to(logits.device)
+        return (nll * weight.to(nll)).sum(), bool(right.all())
 
     return loss
 
 
-def _classifier_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callable[[], Tensor]:
+def _classifier_loss(view: ModelView, requests: Sequence[EditRequest]) -> LossFunction:
     inputs = view.tokenizer(
         [r.text for r in requests], return_tensors="pt", padding=True, truncation=True
     ).to(view.device)
     label = torch.tensor([view.labels.index(r.target_new) for r in requests], device=view.device)
 
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(_widened(view.model(**inputs).logits), label)
+    def loss() -> tuple[Tensor, bool]:
+        logits = _widened(view.model(**inputs).logits)
+        return nn.functional.cross_entropy(logits, label), bool((logits.argmax(-1) == label).all())
 
     return loss
 
 
-def _full_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callable[[], Tensor]:
+def _full_loss(view: ModelView, requests: Sequence[EditRequest]) -> LossFunction:
     """Encoder–decoders: mean over requests of the mean loss over target tokens."""
     tok = view.tokenizer
     ids, mask = pad_right([tok(r.text)["input_ids"] for r in requests], device=view.device)
@@ -281,10 +320,11 @@ def _full_loss(view: ModelView, requests: Sequence[EditRequest]) -> Callable[[],
     labels, real = pad_right(targets, device=view.device)
     weight = real / real.sum(1, keepdim=True) / len(requests)
 
-    def loss() -> Tensor:
+    def loss() -> tuple[Tensor, bool]:
         out = view.model(input_ids=ids, attention_mask=mask.long(), labels=labels)
         logp = _widened(out.logits).log_softmax(-1)
-        return -(logp.gather(2, labels[..., None])[..., 0] * weight).sum()
+        right = (logp.argmax(-1) == labels) | ~real
+        return -(logp.gather(2, labels[..., None])[..., 0] * weight).sum(), bool(right.all())
 
     return loss
 
