@@ -1,6 +1,12 @@
 """Inspectors return tables: what moved, where, by how much."""
 
 from workbench.inspectors.causal import causal_average, causal_trace, edit_site
+from workbench.inspectors.codebook import (
+    codebook_history,
+    codebook_map,
+    codebook_table,
+    nearest_entries,
+)
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
 from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates, with_alpha
@@ -9,9 +15,16 @@ from workbench.inspectors.lens import lens_difference, logit_lens
 from workbench.inspectors.moved import moved_neurons, promoted_tokens, residual_shift
 from workbench.inspectors.neurons import neuron_counts, neuron_selections, neuron_table
 from workbench.inspectors.prompts import subject_html, subject_tokens
+from workbench.inspectors.retention import answer_spans, retention_curves
 from workbench.inspectors.updates import weight_updates
 
 __all__ = [
+    "answer_spans",
+    "codebook_history",
+    "codebook_map",
+    "codebook_table",
+    "nearest_entries",
+    "retention_curves",
     "alpha_history",
     "causal_average",
     "causal_trace",

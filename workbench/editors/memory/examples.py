@@ -141,6 +141,25 @@ class Examples:
 
     def losses(self, write: Write) -> Float[Tensor, " n"]:
         """Mean nats a target token of each request, with the module's output rewritten."""
+        logp = self._log_probs(write)
+        nll = -logp.gather(1, self._labels[:, None])[:, 0] * self._weights
+        return torch.zeros(len(self.context.mask), device=nll.device).index_add(0, self._rows, nll)
+
+    @torch.no_grad()
+    def answers(self, write: Write) -> list[tuple[float, list[bool]]]:
+        """Mean nats a target token of each request, and which of its tokens are the arg-max."""
+        logp = self._log_probs(write)
+        nll = (-logp.gather(1, self._labels[:, None])[:, 0]).double() * self._weights
+        total = torch.zeros(len(self.context.mask), dtype=torch.float64, device=nll.device)
+        means = total.index_add(0, self._rows, nll).tolist()
+        right = (logp.argmax(1) == self._labels).tolist()
+        found: list[list[bool]] = [[] for _ in means]
+        for row, each in zip(self._rows.tolist(), right, strict=True):
+            found[row].append(each)
+        return list(zip(means, found, strict=True))
+
+    def _log_probs(self, write: Write) -> Tensor:
+        """``[cells, d_vocab]``."""
         module = self.view.module_of(self.place.parameter)
         lengths = None if self.context.whole else self.context.prompt.sum(1)
 
@@ -156,9 +175,7 @@ class Examples:
             hooks(iter([module.register_forward_hook(rewrite)])),
         ):
             logits = self._logits()
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        nll = -logp.gather(1, self._labels[:, None])[:, 0] * self._weights
-        return torch.zeros(len(self.context.mask), device=nll.device).index_add(0, self._rows, nll)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     # ------------------------------------------------------------------ inputs
 
