@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "GRACE": {"layers": (1,), "steps": 30, "lr": 0.3, "init": "warm"},
     "Defer": {"layers": (1,), "steps": 10, "lr": 0.03},
     "MemoryNetwork": {"layers": (1,), "steps": 10, "lr": 0.03, "slots": 5},
-    "FTEWC": {"layers": (1,), "steps": 4, "lr": 1e-2, "lam": 10.0},
+    "FTEWC": {"layers": (1,), "steps": 4, "lr": 1e-2, "penalty": 10.0},
     "FTRetrain": {"layers": (1,), "steps": 4, "lr": 1e-2, "stop": "loss"},
 }
 #: Editors that work beside any module of any family.

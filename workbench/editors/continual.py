@@ -34,7 +34,7 @@ class FTEWC(FT):
     """Fine-tuning with elastic weight consolidation: ``L + λ Σ F (θ − θ*)²``.
 
     Args:
-        lam: λ.
+        penalty: λ.
         memory: F is averaged over so many newest facts, those of this batch included.
 
     Example:
@@ -44,17 +44,17 @@ class FTEWC(FT):
     steps: int = 100
     lr: float = 1e-2
     stop: str = "correct"
-    lam: float = 0.1
+    penalty: float = 0.1
     memory: int = 10
 
     reference: ClassVar[str] = "GRACE"
 
     def _check(self, view: ModelView) -> None:
         super()._check(view)
-        if self.lam < 0 or self.memory < 1:
+        if self.penalty < 0 or self.memory < 1:
             raise OptionError(
-                f"FTEWC: lam={self.lam} must not be negative and memory={self.memory} must be at "
-                "least 1."
+                f"FTEWC: penalty={self.penalty} must not be negative and memory={self.memory} must "
+                "be at least 1."
             )
 
     def _memory(self, view: ModelView, requests: Sequence[EditRequest]) -> dict[int, Tensor]:
@@ -62,7 +62,7 @@ class FTEWC(FT):
         return fisher(view, newest, self.layers)
 
     def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
-        return 2 * self.lam * memory[layer].to(change) * change
+        return 2 * self.penalty * memory[layer].to(change) * change
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from workbench.adapters import Context, prompt_mask
 from workbench.capabilities import hooks, readout, tensor_of, with_tensor
+from workbench.errors import NumericalError
 from workbench.facts import EditRequest
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.memories import Settings, queries_of
@@ -70,7 +71,11 @@ def queries(
 def watched(
     view: ModelView, inputs: dict[str, Any], context: Context, place: Place, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """Keys and plain outputs at the queries of a batch of inputs; stops above the module."""
+    """Keys and plain outputs at the queries of a batch of inputs; stops above the module.
+
+    Raises:
+        NumericalError: if a key holds NaN or Inf.
+    """
     found: list[Tensor] = []
 
     def watch(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -88,6 +93,11 @@ def watched(
         hooks(iter([module.register_forward_hook(watch, prepend=True)])),
     ):
         view.model(**inputs)
+    if not bool(found[0].isfinite().all()):
+        raise NumericalError(
+            f"what {place.parameter!r} is given is not finite for one of the prompts: the model's "
+            "weights are damaged, or its dtype is too narrow; load it in float32."
+        )
     return found[0], found[1]
 
 

@@ -315,5 +315,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "llama-2-7b": _easy(27, 50),
         "llama-3.2-3b": _easy(27, 50),
         "qwen2.5-7b": _easy(18, 50),
+        "tiny": Preset({"layers": (4,), "epsilon": 4.0}, "data/README.md, 40 facts in one batch"),
+        "tiny-bert": Preset({"layers": (2,), "epsilon": 4.0}, "data/README.md"),
+        "tiny-t5": Preset({"layers": (1,), "epsilon": 0.5}, "data/README.md"),
+        # half the way to the nearest tenth of other subjects; rewordings lie farther away
+        "smollm2-135m": Preset({"layers": (24,), "epsilon": 3.0}, "LOG.md"),
     },
 }

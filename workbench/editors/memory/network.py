@@ -183,4 +183,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "bert-base": Preset({"layers": (10,), "replacement": "all"}, _SUITE),
         "gpt2-xl": Preset({"layers": (35,), "site": "up", "replacement": "all"}, _SUITE),
     },
+    "default": {
+        "tiny": Preset({"layers": (4,)}, "as GRACE"),
+        "tiny-bert": Preset({"layers": (2,)}, "as GRACE"),
+        "tiny-t5": Preset({"layers": (1,)}, "as GRACE"),
+        "smollm2-135m": Preset({"layers": (24,)}, "as GRACE"),
+    },
 }
