@@ -232,10 +232,11 @@ class Suffix:
     def __init__(
         self, view: ModelView, ids: Sequence[int], start: int, past: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        if view.adapters:
+        if view.adapted:
             raise UnsupportedEditorError(
-                f"blocks {sorted(view.adapters)} have hook layers, which judge whole prompts and "
-                "cannot be run block by block: take them off the stack (view.pop, view.at) first."
+                f"blocks {list(view.adapted)} have hook layers or memories, which judge whole "
+                "prompts and cannot be run block by block: take them off the stack (view.pop, "
+                "view.at) first."
             )
         self.view, self.start = view, start
         rows = torch.zeros(self._ROWS, dtype=torch.long)

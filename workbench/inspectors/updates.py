@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.adapters import HookLayer, build
+from workbench.adapters import as_hook
 from workbench.edits import Adapter, Delta, Edit
 from workbench.inspectors.sides import Sides, sides_of
 from workbench.model import ModelView
@@ -26,10 +26,11 @@ def weight_updates(view: ModelView, edit: Edit | int) -> pd.DataFrame:
 
     Returns:
         One row a parameter: ``layer`` (None outside the blocks), ``parameter, form`` (how the
-        change is stored: low_rank, dense, sparse, or hook_layer beside the weight),
+        change is stored: low_rank, dense, sparse, or the kind of what stands beside the weight),
         ``update_norm`` (Frobenius, of what the model's dtype keeps), ``relative`` (over the norm
         before), ``rank`` (at most; None if not stored in factors), ``changed`` (numbers that
-        differ; for a hook layer those of its difference that are not 0).
+        differ; for a hook layer those of its difference that are not 0, for a memory all that it
+        stores, while the weight stays).
 
     Raises:
         OptionError: as :func:`~workbench.inspectors.sides.sides_of`.
@@ -56,7 +57,7 @@ def updates_of(sides: Sides) -> pd.DataFrame:
         deltas = [p for p in pieces if isinstance(p, Delta)]
         if deltas:
             rows.append(_row(view, name, deltas, held[0][name], held[1][name]))
-        rows += [_hook_row(view, p, held[0][name]) for p in pieces if isinstance(p, Adapter)]
+        rows += [_beside_row(view, p, held[0][name]) for p in pieces if isinstance(p, Adapter)]
     return pd.DataFrame(rows)
 
 
@@ -78,14 +79,23 @@ def _row(
     }
 
 
-def _hook_row(view: ModelView, adapter: Adapter, weight: Tensor) -> dict[str, Any]:
-    hook: HookLayer = build(adapter, device="cpu", dtype=torch.float32)
-    change = hook.left @ hook.right.T
-    norm = float(change.norm())
-    return {
+def _beside_row(view: ModelView, adapter: Adapter, weight: Tensor) -> dict[str, Any]:
+    """Of a hook layer its difference; of a memory nothing but what it stores."""
+    found: dict[str, Any] = {
         "layer": _layer(view, adapter.parameter),
         "parameter": adapter.parameter,
         "form": adapter.kind,
+        "update_norm": 0.0,
+        "relative": 0.0,
+        "rank": None,
+        "changed": sum(t.numel() for t in adapter.tensors.values()),
+    }
+    if adapter.kind != "hook_layer":
+        return found
+    hook = as_hook(adapter, device="cpu", dtype=torch.float32)
+    change = hook.left @ hook.right.T
+    norm = float(change.norm())
+    return found | {
         "update_norm": norm,
         "relative": _over(norm, float(weight.float().norm())),
         "rank": hook.left.shape[1],
