@@ -166,7 +166,7 @@ def _watch(layer: int, seen: dict[int, tuple[Tensor, Tensor]]) -> Any:
         if not y.requires_grad:  # the lowest of the layers: the backward pass ends here
             y = y.detach().requires_grad_()
         seen[layer] = (args[0].detach(), y)
-        return with_tensor(out, y)
+        return with_tensor(out, y.clone())  # some families add to it in place (Falcon)
 
     return hook
 
