@@ -34,7 +34,7 @@ class FTEWC(FT):
     """Fine-tuning with elastic weight consolidation: ``L + λ Σ F (θ − θ*)²``.
 
     Args:
-        penalty: λ.
+        penalty: λ, weight of what a change of important numbers costs.
         memory: F is averaged over so many newest facts, those of this batch included.
 
     Example:
