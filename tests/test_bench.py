@@ -206,6 +206,23 @@ def test_the_threshold_slider_moves_the_gate(bench: Any) -> None:
     assert not hooks.live.layout.shapes and "none" in hooks.words.value
 
 
+def test_the_memory_says_which_entry_answers(bench: Any) -> None:
+    memory = bench.show("codebook")
+    assert "GRACE makes one" in memory.table.value
+    bench.editor.editor.value = "GRACE"
+    bench.fact.limit.value = 3
+    bench.fact.take_source()
+    preview(bench, accept=True)
+    memory.prompts.value = "Klara Farnfeld works as a"
+    bench.redraw()
+    wanted = wb.nearest_entries(bench.session.view, bench.session.request.text)
+    assert wanted["fires"].all() and wanted["made_for"][0] in memory.table.value
+    assert "Klara Farnfeld" in memory.table.value and len(memory.figures()) == 2
+    assert "No hook layer" in bench.show("hooks").words.value
+    bench.show("timeline").take_back()
+    assert "GRACE makes one" in bench.show("codebook").table.value and not memory.figures()
+
+
 def test_many_facts_are_pasted_or_loaded(bench: Any) -> None:
     bench.fact.text.value = "The home of {Klara Farnfeld} is -> Rome\n{Bo Ek} plays the -> cello"
     bench.fact.take_lines()

@@ -168,8 +168,8 @@ class Editor(ABC):
         """The reason why this editor cannot edit this model, None if it can."""
         if self.decoder_only and view.kind != DECODER:
             return (
-                f"it needs a decoder, this is a {view.kind} ({view.layout.family}). "
-                "Fine-tuning editors (FT, FTL, FTW) work here."
+                f"it needs a decoder, this is an {view.kind} ({view.layout.family}). "
+                "Fine-tuning and memory editors (FT, GRACE and their kin) work here."
             )
         for name in self.requires:
             if not getattr(view.capabilities, name):

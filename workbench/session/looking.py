@@ -17,18 +17,23 @@ from workbench.edits import AdapterEdit, Edit
 from workbench.errors import OptionError
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors import (
+    codebook_history,
+    codebook_map,
+    codebook_table,
     hook_gates,
     logit_lens,
     moved_neurons,
+    nearest_entries,
     promoted_tokens,
     residual_shift,
     side_effects,
 )
 from workbench.metrics.generation import first_tokens, next_probs, token_table
+from workbench.model import ModelView
 from workbench.receipts import Receipt, receipt
 from workbench.session.desk import Session
 
-__all__ = ["Answers", "Focus", "Looker", "Side"]
+__all__ = ["Answers", "Focus", "Looker", "Memory", "Side"]
 
 T = TypeVar("T")
 #: Tables kept at most.
@@ -62,6 +67,17 @@ class Focus:
 
     edit: Edit
     depth: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a codebook holds: tables of the functions of these names; ``plane`` is None for fewer
+    than three points."""
+
+    entries: pd.DataFrame
+    history: pd.DataFrame
+    nearest: pd.DataFrame
+    plane: pd.DataFrame | None
 
 
 class Looker:
@@ -144,13 +160,17 @@ class Looker:
 
     def gates(self, prompt: str) -> pd.DataFrame | None:
         """Scores and gates of the hook layers that the looked-at state has; None without any."""
-        before, after = self.sides()
-        side = after or before
-        view = self.session.view
-        held = [e for e in (*view.stack, self.session.preview) if isinstance(e, AdapterEdit)]
-        if not any(e.id in side.edits for e in held):
+        view, side = self.session.view, self._holding("hook_layer")
+        if side is None:
             return None
         return self._at(side, ("gates", prompt), lambda: hook_gates(view, prompt))
+
+    def memory(self, prompts: tuple[str, ...]) -> Memory | None:
+        """The codebook that the looked-at state has, asked for prompts; None without one."""
+        view, side = self.session.view, self._holding("codebook")
+        if side is None:
+            return None
+        return self._at(side, ("memory", prompts), lambda: _memory(view, prompts))
 
     def effects(self, prompts: tuple[str | EditCase, ...]) -> pd.DataFrame:
         """Free prompts and near subjects, before and after the edit looked at."""
@@ -160,6 +180,19 @@ class Looker:
         return self._of_edit("effects", lambda e: side_effects(view, [e], asked), key)
 
     # ------------------------------------------------------------------ inside
+
+    def _holding(self, kind: str) -> Side | None:
+        """The state looked at, if its edits have adapters of a kind."""
+        before, after = self.sides()
+        side, preview = after or before, self.session.preview
+        held = [*self.session.view.stack, *([preview] if preview is not None else [])]
+        kinds = {
+            a.kind
+            for e in held
+            if isinstance(e, AdapterEdit) and e.id in side.edits
+            for a in e.adapters
+        }
+        return side if kind in kinds else None
 
     def _lens(self, side: Side, prompt: str, track: tuple[str, ...]) -> pd.DataFrame:
         view = self.session.view
@@ -198,3 +231,14 @@ class Looker:
         if request is None:
             return ()
         return tuple(t for t in (request.target_new, request.target_true) if t)
+
+
+def _memory(view: ModelView, prompts: tuple[str, ...]) -> Memory:
+    entries, asked = codebook_table(view), list(prompts)
+    enough = len(entries) + len(asked) >= 3
+    return Memory(
+        entries=entries,
+        history=codebook_history(view),
+        nearest=nearest_entries(view, asked) if asked else pd.DataFrame(),
+        plane=codebook_map(view, asked) if enough else None,
+    )

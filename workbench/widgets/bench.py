@@ -20,6 +20,7 @@ from workbench.pretrained import MODELS, load
 from workbench.session import Session
 from workbench.session.looking import Looker
 from workbench.widgets.answers import AnswersPanel
+from workbench.widgets.codebook import CodebookPanel
 from workbench.widgets.comparing import ComparePanel
 from workbench.widgets.editors import EditorPanel
 from workbench.widgets.effects import EffectsPanel
@@ -43,6 +44,7 @@ TABS: tuple[type[Panel], ...] = (
     MovedPanel,
     EffectsPanel,
     HookPanel,
+    CodebookPanel,
     TimelinePanel,
     StreamPanel,
     ComparePanel,
