@@ -118,6 +118,10 @@ def test_mistakes_are_sentences_where_they_were_made(bench: Any) -> None:
     bench.fact.subject.value = "Nobody"
     bench.fact.preview.click()
     assert "does not occur" in said(bench.fact)
+    trace = bench.show("trace")
+    trace.run()
+    assert "does not occur" in said(trace) and trace.found is None, "another fact was traced"
+    bench.fact.subject.value = "Milan Caldberg"
     files = bench.show("files")
     for press, words in ((files.save, "file name"), (files.load_file, "file name")):
         press()
@@ -142,6 +146,28 @@ def test_a_panel_that_fails_leaves_the_others_alone(bench: Any, monkeypatch: Any
     monkeypatch.setattr(bench.looker, "receipt", lambda: 1 / 0)
     preview(bench)
     assert "ZeroDivisionError" in said(receipt) and "after" in bars(bench)
+
+
+def test_a_drawing_that_fails_is_told_once_and_recovers(bench: Any, monkeypatch: Any) -> None:
+    draw, tries = bench.answers.draw, []
+
+    def broken(found: Any) -> None:
+        tries.append(1)
+        raise ValueError("ink")
+
+    monkeypatch.setattr(bench.answers, "draw", broken)
+    bench.redraw()
+    assert len(tries) == 1 and "ink" in said(bench.answers)
+    monkeypatch.setattr(bench.answers, "draw", draw)
+    bench.redraw()
+    assert not said(bench.answers), "what went wrong before is no longer so"
+
+
+def test_markup_in_prompts_is_shown_not_obeyed(bench: Any) -> None:
+    preview(bench, accept=True)
+    bench.fact.prompt.value = "<img src=x onerror=alert(1)> Klara is " + "word " * 600
+    moved = bench.show("moved")
+    assert "&lt;img" in moved.words.value and "<img" not in moved.words.value
 
 
 def test_warnings_reach_the_panel(bench: Any) -> None:
@@ -171,6 +197,78 @@ def test_options_are_explained_and_changed(bench: Any) -> None:
     editor.editor.value = "MEMIT"
     assert type(bench.session.editor) is wb.MEMIT and "clamp" in editor.fields
     assert "mlp" in editor.about.value
+
+
+def test_typed_options_are_kept_and_used_by_a_preview(bench: Any) -> None:
+    bench.editor.fields["steps"].value = "3"
+    bench.show("moved")
+    assert bench.editor.fields["steps"].value == "3", "a redraw wiped what was typed"
+    preview(bench)
+    assert bench.session.preview.config["steps"] == 3
+    trace = bench.show("trace")
+    trace.samples.value = 1
+    trace.run()
+    trace.edit_here()
+    assert bench.session.editor.steps == 3, "the other options are gone"
+
+
+def test_results_keep_the_label_of_the_state_they_speak_of(bench: Any) -> None:
+    preview(bench, accept=True)
+    trace = bench.show("trace")
+    trace.samples.value = 1
+    trace.run()
+    receipt = bench.show("receipt")
+    assert "entry 0 of the stack" in receipt.verdict.value and "trial" not in receipt.verdict.value
+    bench.show("timeline").take_back()
+    bench.show("trace")
+    assert "tiny · 1 edit" in trace.area.figure.layout.title.subtitle.text
+    assert receipt.area.figure not in bench.figures(), "the receipt of an undone edit is exported"
+    assert trace.area.figure in bench.figures()
+
+
+def test_side_effects_are_those_of_the_facts_on_the_desk(bench: Any) -> None:
+    first, second = wb.datasets.tiny(limit=2)
+    preview(bench, accept=True)
+    effects = bench.show("effects")
+    assert first.request.subject in effects.table.value
+    bench.session.take(wb.EditCase(request=second.request, probes=second.probes, case_id=0))
+    bench.redraw()
+    assert second.request.subject in effects.table.value
+    assert first.request.subject not in effects.table.value
+
+
+def test_a_stack_shrunk_by_code_is_followed(bench: Any) -> None:
+    preview(bench, accept=True)
+    preview(bench, accept=True)
+    bench.show("timeline").slider.value = 1
+    bench.session.view.reset()
+    bench.show("receipt")
+    bench.redraw()
+    assert "unedited" in bench.where.value and not said(bench.panel("receipt"))
+
+
+def test_a_stream_writes_more_facts_and_not_those_it_has(bench: Any) -> None:
+    bench.editor.editor.value = "FT"
+    preview(bench, accept=True)
+    stream = bench.show("stream")
+    stream.count.value = 2
+    stream.start.click()
+    stream.start.click()
+    subjects = [e.requests[0].subject for e in bench.session.view.stack]
+    assert subjects == [c.request.subject for c in wb.datasets.tiny(limit=5)]
+
+
+def test_a_stopped_stream_does_not_lock_itself_out(bench: Any) -> None:
+    bench.editor.editor.value = "FT"
+    stream = bench.show("stream")
+    stream.count.value = 6
+    stream._reader = lambda out: lambda step: stream.end() if step.batch == 2 else None
+    stream.start.click()
+    assert len(bench.session.view.stack) == 2
+    del stream._reader
+    bench.show("timeline").take_back()
+    stream.start.click()
+    assert len(bench.session.view.stack) == 7 and "6 facts written" in said(stream)
 
 
 def test_every_tab_draws_an_edit(bench: Any) -> None:
@@ -223,13 +321,19 @@ def test_the_memory_says_which_entry_answers(bench: Any) -> None:
     assert "GRACE makes one" in bench.show("codebook").table.value and not memory.figures()
 
 
-def test_many_facts_are_pasted_or_loaded(bench: Any) -> None:
+def test_many_facts_are_pasted_or_loaded(bench: Any, tmp_path: Path) -> None:
     bench.fact.text.value = "The home of {Klara Farnfeld} is -> Rome\n{Bo Ek} plays the -> cello"
     bench.fact.take_lines()
     assert len(bench.session.cases) == 2 and bench.fact.prompt.value.startswith("The home of Klara")
     bench.fact.text.value = "what is this"
     bench.fact.take_lines()
     assert "line 1" in said(bench.fact) and len(bench.session.cases) == 2
+    lines = tmp_path / "facts.txt"
+    lines.write_text("The home of {Klara Farnfeld} is -> Rome\n{Bo Ek} plays the -> cello\n")
+    bench.fact.source.value, bench.fact.path.value = "a file", str(lines)
+    bench.fact.take_source()
+    assert "2 facts" in said(bench.fact)
+    bench.fact.source.value = "the shipped facts"
     bench.fact.limit.value = 4
     bench.fact.take_source()
     assert len(bench.session.cases) == 4 and "4 facts" in said(bench.fact)
@@ -237,6 +341,8 @@ def test_many_facts_are_pasted_or_loaded(bench: Any) -> None:
 
 
 def test_a_typed_prompt_proposes_its_subject(bench: Any) -> None:
+    bench.fact.prompt.value = "the sky is"
+    assert bench.fact.subject.value == ""
     bench.fact.prompt.value = "The mother tongue of Danielle Darrieux is"
     assert bench.fact.subject.value == "Danielle Darrieux"
     assert bench.session.request.subject == "Danielle Darrieux"
@@ -261,7 +367,7 @@ def test_a_stream_grows_its_curve_stops_and_goes_on(bench: Any) -> None:
     assert "stopped by hand" in said(stream) and 0 < len(bench.session.view.stack) < 8
     stream._grow = grow
     stream.start.click()
-    assert len(bench.session.view.stack) == 8 and "8 edits done" in said(stream)
+    assert len(bench.session.view.stack) == 8 and "8 facts written" in said(stream)
     assert stream.live.layout.xaxis.range == (0, 8)
     assert max(len(t.x) for t in stream.live.data if t.x is not None) >= max(lengths)
     assert stream.fates.figure is not None and not stream.start.disabled and stream.stop.disabled

@@ -107,7 +107,7 @@ def test_before_is_the_view_as_it_is(tiny, cases) -> None:
     found = wb.compare(tiny, [wb.FT(layers=(1,), lr=1e-4, steps=2)], cases[:1])
     assert found.where == "tiny + 1 edit"
     before = found.before.iloc[0]
-    assert before.editor == "no edit" and before.exact == 1
+    assert before.editor == "as it is" and before.exact == 1
     assert before.kl > 0  # against the unedited model
     assert found.summary.editor.tolist() == ["FT"] and len(tiny.stack) == 1
     assert found.edits["FT"].parents == (tiny.stack[0].id,)

@@ -124,12 +124,46 @@ def test_jobs_wait_for_a_light_one_and_none_is_lost() -> None:
     async def page() -> None:
         log = Log()
         log.start(lambda job: time.sleep(0.3) or "light", light=True)
-        assert log.start(lambda job: time.sleep(0.3) or "first")
-        assert log.start(lambda job: "second", light=True)
+        assert log.start(lambda job: time.sleep(0.3) or "first", what="first")
+        assert log.start(lambda job: "second", what="second", light=True)
         await asyncio.wait_for(log.jobs.finished(), 5)
         assert log.values == ["light", "first", "second"] and log.errors == []
 
     run(page())
+
+
+def test_a_button_pressed_twice_while_waiting_is_pressed_once_unless_it_repeats() -> None:
+    async def page() -> None:
+        log = Log()
+        log.start(lambda job: time.sleep(0.3), light=True)
+        for _ in range(2):
+            log.start(lambda job: "stream", what="stream")
+            log.start(lambda job: "undo", what="undo", light=True, repeats=True)
+        await asyncio.wait_for(log.jobs.finished(), 5)
+        assert log.values == [None, "stream", "undo", "undo"] and log.errors == []
+
+    run(page())
+
+
+def test_an_interrupt_ends_the_work_and_leaves_the_bench_usable() -> None:
+    log = Log()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        log.start(slow, tick=interrupted)
+    assert log.jobs.current is None
+    log.start(lambda job: "next")
+    assert log.values == ["next"]
+
+
+def test_a_progress_line_that_fails_does_not_stop_everything() -> None:
+    errors: list[str] = []
+    jobs = Jobs(lambda job: 1 / 0)
+    values: list[int] = []
+    jobs.start("work", lambda job: 1, values.append, failed=lambda t, d: errors.append(t))
+    assert values == [1] and "ZeroDivisionError" in errors[0] and jobs.current is None
 
 
 def test_what_a_result_starts_comes_after_what_was_waiting() -> None:

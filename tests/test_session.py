@@ -12,7 +12,7 @@ import pytest
 
 import workbench as wb
 from workbench.demo import weights_digest
-from workbench.errors import EditMismatchError, OptionError, RequestError
+from workbench.errors import EditMismatchError, OptionError, RequestError, WorkbenchError
 from workbench.metrics.generation import next_probs
 from workbench.session import Session, write_report
 from workbench.session.looking import Looker
@@ -45,7 +45,8 @@ def test_a_dry_run_changes_nothing_and_accepting_writes_the_very_edit(session: S
         tried = weights_digest(session.view)
     edit = session.accept()
     assert weights_digest(session.view) == tried != before
-    assert session.receipts[edit.id] is found and session.preview is None
+    assert session.receipts[(edit.id,)].facts is found.facts and session.preview is None
+    assert session.receipts[(edit.id,)].where == "tiny + 1 edit, entry 0 of the stack"
     assert session.undo().id == edit.id and weights_digest(session.view) == before
     assert session.redoable == 1
     session.redo()
@@ -211,9 +212,11 @@ def test_a_stream_stops_by_hand_and_goes_on(session: Session, here: Path) -> Non
     cases, seen = wb.datasets.tiny(limit=6), []
     rows = session.stream(cases, on_step=lambda s: seen.append(s.batch), stop=lambda: len(seen) > 3)
     assert rows.attrs["stopped"] == "stopped by hand" and len(session.view.stack) == 3
-    folder = session.run_folder(cases, 1)
+    folder = session.run_folder(cases, 1, subset=50, watch_all=False)
     rows = session.stream(cases)
-    assert session.run_folder(cases, 1) != folder, "a finished run is not gone on with"
+    assert session.run_folder(cases, 1, subset=50, watch_all=False) != folder, (
+        "a finished run is not gone on with"
+    )
     assert len(session.view.stack) == 6 and rows["step"].max() == 6
     assert sorted(p.name for p in (here / "runs").iterdir()) == [folder.name]
 
@@ -253,6 +256,24 @@ def test_one_edit_and_several_are_saved_and_loaded(stacked: Session, tmp_path: P
     one = stacked.save(tmp_path / "one.safetensors")
     stacked.view.reset()
     assert stacked.load(one)[0].id == edit.id
+
+
+def test_a_load_that_fails_or_adds_nothing_loses_nothing(stacked: Session, tmp_path: Path) -> None:
+    one = stacked.view.stack[0].save(tmp_path / "one.safetensors")
+    stacked.undo()
+    stacked.dry_run()
+    with pytest.raises(WorkbenchError):
+        stacked.load(tmp_path / "nothing")
+    assert stacked.preview is not None and stacked.redoable == 1
+    with pytest.warns(UserWarning, match="already"):
+        assert stacked.load(one) == ()
+
+
+def test_what_another_thread_sees_is_the_stack_that_lasts(stacked: Session) -> None:
+    with stacked.view.at(1), stacked.view.pristine():
+        assert len(stacked.view.stack) == 0 and len(stacked.view.held) == 3
+        assert stacked.describe() == "tiny · 3 edits"
+    assert stacked.view.held == stacked.view.stack
 
 
 def test_an_edit_of_another_model_is_refused(

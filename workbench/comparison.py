@@ -32,8 +32,8 @@ __all__ = ["Comparison", "compare", "compare_steps"]
 ON_ERROR = ("record", "raise")
 #: Rows of a summary that become columns.
 MEASURES = ("efficacy", "paraphrase", "neighborhood", "score")
-#: Name of the row that no editor made.
-AS_IS = "no edit"
+#: Names of the row that no editor made, on a model without edits and with some.
+NO_EDIT, AS_IS = "no edit", "as it is"
 SUMMARY = (
     "editor",
     *(f"{m}{end}" for m in (*MEASURES, "exact") for end in ("", "_low", "_high")),
@@ -173,7 +173,12 @@ def _steps(task: _Task, *, record: bool) -> Iterator[Comparison]:
     found = Comparison(
         where=f"{view.name} + {n} edit{'' if n == 1 else 's'}",
         summary=pd.DataFrame(columns=list(SUMMARY)),
-        before=_table([{"editor": AS_IS, "problem": None, "facts": 0} | before]),
+        before=_table(
+            [
+                {"editor": AS_IS if task.view.stack else NO_EDIT, "problem": None, "facts": 0}
+                | before
+            ]
+        ),
         grid=pd.DataFrame(columns=list(GRID)),
     )
     yield found

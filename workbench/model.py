@@ -84,6 +84,7 @@ class ModelView:
         self._lock = threading.RLock()
         self._busy = ""
         self._showing_depth = 0
+        self._held: tuple[Edit, ...] | None = None
 
     # ------------------------------------------------------------------ parts of the model
 
@@ -165,6 +166,13 @@ class ModelView:
     def stack(self) -> tuple[Edit, ...]:
         """The edits the model holds, oldest first."""
         return self._state.stack
+
+    @property
+    def held(self) -> tuple[Edit, ...]:
+        """The edits that last: :attr:`stack` outside ``applied``, ``at`` and ``as_if``, also while
+        another thread is inside such a block."""
+        lasting = self._held
+        return self.stack if lasting is None else lasting
 
     @property
     def adapters(self) -> Mapping[int, HookLayer]:
@@ -442,6 +450,7 @@ class ModelView:
     def _showing(self, state: State) -> Iterator[None]:
         before, snapshots, depth = self._state, dict(self._snapshots), self._showing_depth
         try:
+            self._held = before.stack if depth == 0 else self._held
             self._showing_depth = depth + 1
             self._install(state)
             yield
@@ -454,6 +463,7 @@ class ModelView:
                 raise
             finally:
                 self._snapshots = snapshots
+                self._held = None if depth == 0 else self._held
 
     # ------------------------------------------------------------------ how it looks
 

@@ -51,13 +51,12 @@ def open_stack(
         )
     edits = [load_edit(file) for held, file in files if held <= step]
     with view.writing("open a stack"):
-        done = 0
+        depth = len(view.stack)  # an edit that stands there already is not stacked again
         try:
             for edit in edits:
                 view.push(edit)
-                done += 1
         except BaseException:
-            for _ in range(done):
+            while len(view.stack) > depth:
                 view.pop()
             raise
     return tuple(edits)

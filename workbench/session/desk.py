@@ -6,21 +6,22 @@ widgets. Methods return tables or edits; nothing is shown.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from workbench.comparison import Comparison, compare
+from workbench.comparison import Comparison, compare_steps
 from workbench.editors import EDITORS, Editor, find_editor
 from workbench.edits import Edit, load_edit
-from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
+from workbench.errors import DataError, OptionError, UnsupportedEditorError, WorkbenchError
 from workbench.experiment import StreamStep, open_stack, save_stack, stream
+from workbench.experiment.configuration import digest
 from workbench.facts import EditCase, EditRequest
+from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.receipts import Receipt, receipt
@@ -44,9 +45,9 @@ class Session:
     Attributes:
         editor: the chosen editor.
         cases: the facts on the desk, with the probes that judge them.
+        preset: name of the preset it was made from.
         preview: the edit of a dry run that waits to be accepted or discarded.
-        moment: edits held at the moment that is looked at; None is now.
-        receipts: edit id → what was measured when it was accepted.
+        receipts: ids of the edits below and its own → what was measured when it was previewed.
         notes: edit id → a person's words.
 
     Example:
@@ -60,14 +61,21 @@ class Session:
         self.view = view
         self.cases: list[EditCase] = []
         self.preview: Edit | None = None
-        self.moment: int | None = None
-        self.receipts: dict[str, Receipt] = {}
+        self.preset = "default"
+        self.receipts: dict[tuple[str, ...], Receipt] = {}
         self.notes: dict[str, str] = {}
         self._undone: list[Edit] = []
+        self._moment: int | None = None
         self._runs: dict[str, Path] = {}
         self.editor: Editor = self._first(editor)
 
     # ------------------------------------------------------------------ what is on the desk
+
+    @property
+    def moment(self) -> int | None:
+        """Edits held at the moment that is looked at; None is now."""
+        n = self._moment
+        return n if n is not None and n < len(self.view.held) else None
 
     @property
     def request(self) -> EditRequest | None:
@@ -81,12 +89,18 @@ class Session:
             OptionError: for an unknown editor, preset or option.
             UnsupportedEditorError: if the model cannot be edited with it; the old one stays.
         """
-        editor = find_editor(name).preset(self.view, preset, **options)
-        reason = editor.unsupported(self.view)
-        if reason:
-            raise UnsupportedEditorError(f"{name} on {self.view.name}: {reason}")
-        self.editor, self.preview = editor, None
+        editor = self._fit(find_editor(name).preset(self.view, preset, **options))
+        self.preset = preset
         return editor
+
+    def adjust(self, **options: Any) -> Editor:
+        """Change some options of the chosen editor; a dry run is discarded.
+
+        Raises:
+            OptionError: for an unknown option.
+            UnsupportedEditorError: if the model cannot be edited with them; the old ones stay.
+        """
+        return self._fit(self.editor.with_options(**options))
 
     def take(self, facts: Any) -> list[EditCase]:
         """Put facts on the desk in place of those there; a dry run is discarded.
@@ -115,10 +129,11 @@ class Session:
         """
         if not self.cases:
             raise OptionError("there is no fact on the desk: type one, or load some, first.")
-        self.moment = None
+        self._moment = None
         edit = self.editor.edit(self.view, self.cases)
         found = receipt(self.view, edit, self.cases)
-        self.preview, self.receipts[edit.id] = edit, found
+        self.receipts[(*self._ids(), edit.id)] = found
+        self.preview = edit
         return found
 
     def accept(self) -> Edit:
@@ -129,9 +144,13 @@ class Session:
         """
         if self.preview is None:
             raise OptionError("nothing was previewed: preview an edit first.")
-        self.view.push(self.preview)
-        edit, self.preview = self.preview, None
+        edit = self.preview
+        self.view.push(edit)
+        self.preview = None
         self._undone.clear()
+        key = self._ids()
+        if key in self.receipts:  # measured on trial, and now it stands there
+            self.receipts[key] = replace(self.receipts[key], where=sides_of(self.view, -1).where)
         return edit
 
     def discard(self) -> None:
@@ -144,7 +163,7 @@ class Session:
         """Take the newest edit off, exactly; :meth:`redo` puts it back."""
         edit = self.view.pop()
         self._undone.append(edit)
-        self.preview = self.moment = None
+        self.preview = self._moment = None
         return edit
 
     @property
@@ -161,7 +180,7 @@ class Session:
         if not self._undone:
             raise OptionError("there is nothing to put back.")
         self.view.push(self._undone[-1])
-        self.preview = self.moment = None
+        self.preview = self._moment = None
         return self._undone.pop()
 
     def drop(self, entry: int, *, replay: bool = False) -> Edit:
@@ -173,7 +192,7 @@ class Session:
         """
         gone = self.view.replay(without=entry) if replay else self.view.drop(entry)
         self._undone.clear()
-        self.preview = self.moment = None
+        self.preview = self._moment = None
         return gone
 
     def look_at(self, moment: int | None) -> None:
@@ -185,7 +204,7 @@ class Session:
         held = len(self.view.stack)
         if moment is not None and not 0 <= moment <= held:
             raise OptionError(f"moment={moment}: the stack holds {held} edits.")
-        self.moment = None if moment == held else moment
+        self._moment = None if moment == held else moment
         self.preview = None
 
     def timeline(self) -> pd.DataFrame:
@@ -195,9 +214,9 @@ class Session:
             One row an entry: ``entry, editor, prompt, target, facts, took`` (share of its facts
             that were right when it was accepted; NaN if it came by another way), ``note, id``.
         """
-        rows = []
+        rows, ids = [], self._ids()
         for i, edit in enumerate(self.view.stack):
-            first, known = edit.requests[0], self.receipts.get(edit.id)
+            first, known = edit.requests[0], self.receipts.get(ids[: i + 1])
             took = float(known.took) if known is not None else float("nan")
             rows.append(
                 (
@@ -216,32 +235,50 @@ class Session:
 
     def describe(self) -> str:
         """Where we are: model, number of edits, what is looked at."""
-        held = len(self.view.stack)
+        held, preview, moment = len(self.view.held), self.preview, self.moment
         state = f"{held} edit{'' if held == 1 else 's'}" if held else "unedited"
-        if self.preview is not None:
-            state += f", preview of {self.preview.editor}, not applied"
-        if self.moment is not None:
-            state += f", looking at the moment after {self.moment}"
+        if preview is not None:
+            state += f", preview of {preview.editor}, not applied"
+        if moment is not None:
+            state += f", looking at the moment after {moment}"
         return f"{self.view.name} · {state}"
 
     # ------------------------------------------------------------------ long work
 
-    def run_folder(self, cases: Sequence[EditCase], batch_size: int) -> Path:
+    def unwritten(self, cases: Sequence[EditCase]) -> list[EditCase]:
+        """The cases whose fact no edit on the stack has written."""
+        written = {r for e in self.view.stack for r in e.requests}
+        return [c for c in cases if c.request not in written]
+
+    def run_folder(
+        self, cases: Sequence[EditCase], batch_size: int, *, subset: int, watch_all: bool
+    ) -> Path:
         """Where a stream of these cases goes; one that was stopped is found again.
 
-        The name depends on editor, cases, batch size and the edits below, so that the same stream,
-        started again in this kernel or the next, goes on where it was.
+        The name depends on all that the run depends on, the edits below included, so that the same
+        stream, started again in this kernel or the next, goes on where it was.
         """
-        said = [self.editor.config(), [str(c.case_id) for c in cases], batch_size]
-        recipe = json.dumps([type(self.editor).__name__, *said], sort_keys=True)
+        view = self.view
+        recipe = digest([
+            type(self.editor).__name__, self.editor.config(), list(cases),
+            batch_size, subset, watch_all, view.fingerprint, str(view.dtype),
+        ])  # fmt: skip
         known = self._runs.get(recipe)
-        if known is not None and RunFolder(known).status().get("state") != "complete":
+        if known is not None and self.goes_on(known):
             return known
-        below = "".join(e.id for e in self.view.stack)
-        digest = hashlib.sha256((recipe + below).encode()).hexdigest()[:12]
-        name = f"bench-{self.view.name}-{digest}".replace("/", "_")
+        name = f"bench-{view.name}-{digest([recipe, self._ids()])[:12]}".replace("/", "_")
         self._runs[recipe] = cache_dir("runs") / name
         return self._runs[recipe]
+
+    def goes_on(self, folder: Path) -> bool:
+        """Whether the view holds just what an unfinished run has written so far."""
+        run = RunFolder(folder)
+        try:
+            parents = list(run.config().get("parents", []))
+            made = [r["edit"] for r in run.records() if r.get("edit")]
+        except DataError:
+            return False
+        return run.status().get("state") != "complete" and self._ids() == (*parents, *made)
 
     def stream(
         self,
@@ -256,6 +293,8 @@ class Session:
     ) -> pd.DataFrame:
         """Stack many facts, measuring a fixed subset of the earlier ones after every batch.
 
+        Batches that cannot be written are left out and counted.
+
         Args:
             cases: what to write, on top of what the model holds.
             batch_size: facts an edit.
@@ -268,27 +307,33 @@ class Session:
         Returns:
             The table of :func:`workbench.stream`.
         """
-        items = list(cases)
-        self.preview = self.moment = None
-        folder = Path(out) if out is not None else self.run_folder(items, batch_size)
-        return stream(
-            folder,
-            self.view,
-            self.editor,
-            items,
-            batch_size=batch_size,
-            subset=subset,
-            dense_every=batch_size,
-            evaluate_at=(len(items),),
-            before=False,
-            continue_on=True,
-            watch={} if watch_all else LIGHT,
-            on_step=on_step,
-            stop_on=lambda *_: "stopped by hand" if stop() else None,
-        )
+        items, before = list(cases), self._ids()
+        self.preview = self._moment = None
+        folder = out or self.run_folder(items, batch_size, subset=subset, watch_all=watch_all)
+        try:
+            return stream(
+                folder, self.view, self.editor, items, batch_size=batch_size, subset=subset,
+                dense_every=batch_size, evaluate_at=(len(items),), before=False,
+                watch={} if watch_all else LIGHT, on_step=on_step, on_error="skip",
+                stop_on=lambda *_: "stopped by hand" if stop() else None, continue_on=True,
+            )  # fmt: skip
+        finally:
+            if self._ids() != before:
+                self._undone.clear()
 
-    def compare(self, names: Sequence[str], *, generate: bool = False) -> Comparison:
+    def compare(
+        self,
+        names: Sequence[str],
+        *,
+        generate: bool = False,
+        on_step: Callable[[Comparison], None] = lambda found: None,
+    ) -> Comparison:
         """The facts on the desk with several editors, each on the model as it is now.
+
+        Args:
+            names: of editors; the chosen one takes part with its options.
+            generate: also write freely.
+            on_step: told of what is known after each editor.
 
         Raises:
             OptionError: for fewer than two editors, or no facts.
@@ -298,7 +343,9 @@ class Session:
         if not self.cases:
             raise OptionError("there is no fact on the desk: type one, or load some, first.")
         editors = {n: self._like(n) for n in names}
-        return compare(self.view, editors, self.cases, generate=generate)
+        for found in compare_steps(self.view, editors, self.cases, generate=generate):
+            on_step(found)
+        return found
 
     # ------------------------------------------------------------------ files
 
@@ -323,20 +370,35 @@ class Session:
     def load(self, path: str | os.PathLike[str]) -> tuple[Edit, ...]:
         """Put saved edits on the stack: a ``.safetensors`` file, a saved folder, or a run.
 
+        Returns:
+            Those that were added; an edit that stood there already is not stacked again.
+
         Raises:
             DataError: if there is no such file or it is damaged.
             EditMismatchError: for another model.
         """
-        path = Path(path).expanduser()
-        self.preview = self.moment = None
-        self._undone.clear()
+        path, held = Path(path).expanduser(), len(self.view.stack)
         if path.is_dir():
-            return open_stack(path, self.view)
-        edit = load_edit(path)
-        self.view.push(edit)
-        return (edit,)
+            open_stack(path, self.view)
+        else:
+            self.view.push(load_edit(path))
+        self.preview = self._moment = None
+        self._undone.clear()
+        return self.view.stack[held:]
 
     # ------------------------------------------------------------------ inside
+
+    def _ids(self) -> tuple[str, ...]:
+        return tuple(e.id for e in self.view.stack)
+
+    def _fit(self, editor: Editor) -> Editor:
+        """Take an editor that the model can be edited with."""
+        reason = editor.unsupported(self.view)
+        if reason:
+            name = type(editor).__name__
+            raise UnsupportedEditorError(f"{name} on {self.view.name}: {reason}")
+        self.editor, self.preview = editor, None
+        return editor
 
     def _like(self, name: str) -> Editor:
         """The chosen editor under its own name, the default preset under another."""

@@ -6,7 +6,7 @@ Tables are kept by the edits they speak of, so that scrubbing back and forth com
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -133,8 +133,16 @@ class Looker:
         focus = self.focus()
         if focus is None:
             return None
-        known = self.session.receipts.get(focus.edit.id)
-        return known or self._of(focus, "receipt", lambda e: receipt(self.session.view, e))
+        s, view = self.session, self.session.view
+        below = tuple(e.id for e in view.stack[: focus.depth])
+        known = s.receipts.get((*below, focus.edit.id))
+        if known is not None:
+            return known
+        place = focus.edit if focus.edit is s.preview else focus.depth
+        about = [c for c in s.cases if c.request in focus.edit.requests]
+        side = Side("", (*below, focus.edit.id), nullcontext)
+        key = ("receipt", _content(about))
+        return self._at(side, key, lambda: receipt(view, place, about or None))
 
     def shift(self, prompt: str) -> pd.DataFrame:
         """How far the residual stream moved, layer by layer."""
@@ -175,7 +183,7 @@ class Looker:
     def effects(self, prompts: tuple[str | EditCase, ...]) -> pd.DataFrame:
         """Free prompts and near subjects, before and after the edit looked at."""
         asked = list(prompts)
-        key = tuple(p if isinstance(p, str) else str(p.case_id) for p in prompts)
+        key = _content(prompts)
         view = self.session.view
         return self._of_edit("effects", lambda e: side_effects(view, [e], asked), key)
 
@@ -231,6 +239,11 @@ class Looker:
         if request is None:
             return ()
         return tuple(t for t in (request.target_new, request.target_true) if t)
+
+
+def _content(asked: Iterable[str | EditCase]) -> Hashable:
+    """What is asked, whatever it is called; ids repeat from file to file."""
+    return tuple(a if isinstance(a, str) else (a.request, a.probes) for a in asked)
 
 
 def _memory(view: ModelView, prompts: tuple[str, ...]) -> Memory:

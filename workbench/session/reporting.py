@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.edits import Edit
 from workbench.plots import plot_receipt
+from workbench.receipts import Receipt
 from workbench.report import Report
 from workbench.session.desk import Session
 
@@ -41,15 +42,15 @@ def write_report(
     for fig in figures:
         report.figure(fig)
     report.heading("The edits, oldest first").table(session.timeline(), caption="The stack")
-    for edit in view.stack:
-        _edit(report, session, edit)
+    ids = tuple(e.id for e in view.stack)
+    for i, edit in enumerate(view.stack):
+        _edit(report, edit, session.receipts.get(ids[: i + 1]))
     return report.save(path)
 
 
-def _edit(report: Report, session: Session, edit: Edit) -> None:
+def _edit(report: Report, edit: Edit, found: Receipt | None) -> None:
     first = edit.requests[0]
     report.heading(f"{edit.editor}: {first.text} → {first.target_new}")
-    found = session.receipts.get(edit.id)
     if found is not None:
         report.text(found.verdict).figure(plot_receipt(found), numbers=found.facts)
         report.table(found.side_effects, caption="What else changed")

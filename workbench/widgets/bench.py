@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import ipywidgets as ipw
 
+from workbench.errors import BusyError
 from workbench.facts import EditCase
 from workbench.model import ModelView
 from workbench.plots.shown import bundle, headless
 from workbench.pretrained import MODELS, load
+from workbench.progress import Stopped
 from workbench.session import Session
 from workbench.session.looking import Looker
 from workbench.widgets.answers import AnswersPanel
@@ -51,6 +54,10 @@ TABS: tuple[type[Panel], ...] = (
     TracePanel,
     FilesPanel,
 )
+#: What a job is called that only draws.
+LOOK = "look"
+#: Seconds after which a light job is shown and can be stopped.
+PATIENCE = 1.0
 STYLE = """<style>
 .wb-bench .wb-table {overflow-x: auto}
 .wb-bench table {border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums}
@@ -93,7 +100,9 @@ class EditBench:
         self._stale = False
         self._probe = ThemeProbe()
         self._probe.observe(lambda change: self._draw(self._shown), "theme")
-        self._shown: dict[Panel, Any] = {}
+        self._shown: dict[Panel, _Tables] = {}
+        self._failing: set[Panel] = set()
+        self._later: dict[Panel, tuple[str, Callable[[], Any] | None]] = {}
         self.message = Message("wb-bench-message")
         self.fact, self.editor = FactPanel(self), EditorPanel(self)
         self.answers = AnswersPanel(self)
@@ -181,15 +190,19 @@ class EditBench:
         tick: Callable[[], None] | None = None,
         light: bool = False,
         waits: bool = False,
+        repeats: bool = False,
     ) -> bool:
         """Work in the worker thread, then draw what is in sight; errors go to the panel."""
         panel.message.say()
 
-        def both(job: Job) -> tuple[Any, dict[Panel, Any]]:
+        def both(job: Job) -> tuple[Any, dict[Panel, _Tables]]:
             value = work(job)
-            return value, self._load()
+            try:
+                return value, self._load()
+            except Stopped:  # the work is done, only the looking was stopped
+                return value, {}
 
-        def done(found: tuple[Any, dict[Panel, Any]]) -> None:
+        def done(found: tuple[Any, dict[Panel, _Tables]]) -> None:
             value, tables = found
             if then is not None:
                 then(value)
@@ -197,7 +210,7 @@ class EditBench:
 
         def failed(text: str, detail: str) -> None:
             panel.message.complain(text, detail)
-            self._stale = True  # what was finished before is worth drawing
+            self._stale = what != LOOK  # what was finished before is worth drawing
 
         return self.jobs.start(
             what,
@@ -208,14 +221,16 @@ class EditBench:
             noted=panel.message.add,
             light=light,
             waits=waits,
+            repeats=repeats,
         )
 
-    def later(
-        self, panel: Panel, what: str = "look", work: Callable[[], Any] | None = None
-    ) -> None:
-        """A small piece of work and a redraw, as soon as nothing else is running."""
+    def later(self, panel: Panel, what: str = LOOK, work: Callable[[], Any] | None = None) -> None:
+        """A small piece of work and a redraw, as soon as nothing else is running.
+
+        The newest of a panel's that wait is done, the older ones are not.
+        """
         if self.jobs.current is not None:
-            self._stale = True
+            self._later[panel] = (what, work)
             return
         self.act(panel, what, lambda job: work() if work else None, light=True)
 
@@ -224,47 +239,79 @@ class EditBench:
 
         Args:
             waits: return when it is drawn.
+
+        Raises:
+            BusyError: with ``waits``, while a job is running.
         """
-        if self.jobs.current is not None:
+        job = self.jobs.current
+        if job is not None and waits:
+            raise BusyError(f"busy: {job.what}. First `await bench.jobs.finished()`.")
+        if job is not None:
             self._stale = True
             return
-        self.act(self.answers, "look", lambda job: None, light=True, waits=waits)
+        self.act(self.answers, LOOK, lambda job: None, light=True, waits=waits)
+
+    def typed(self) -> Typed:
+        """What stands in the fields for the fact and the editor's options."""
+        return Typed(self.fact.typed(), self.editor.typed())
+
+    def take(self, typed: Typed) -> None:
+        """Put what was typed on the desk; runs in the worker thread.
+
+        Raises:
+            WorkbenchError: saying what is wrong with it.
+        """
+        self.editor.put(typed.options)
+        self.fact.put(typed.fact)
 
     def _in_sight(self) -> list[Panel]:
         front = self.tabs[self.tab.selected_index or 0]
         return [self.fact, self.editor, self.answers, front]
 
-    def _load(self) -> dict[Panel, Any]:
+    def _load(self) -> dict[Panel, _Tables]:
         """Tables of what is in sight; a failure is the panel's own."""
-        found: dict[Panel, Any] = {}
+        where = self.session.describe()
+        found: dict[Panel, _Tables] = {}
         for panel in self._in_sight():
             try:
-                found[panel] = panel.load()
+                found[panel] = _Tables(where, panel.load())
             except Exception as err:
-                found[panel] = _Failed(*told(err))
+                found[panel] = _Tables(where, None, told(err))
         return found
 
-    def _draw(self, tables: dict[Panel, Any]) -> None:
+    def _draw(self, tables: dict[Panel, _Tables]) -> None:
         for panel, found in tables.items():
-            if isinstance(found, _Failed):
-                panel.message.complain(found.text, found.detail)
-            else:
-                panel.draw(found)
+            error = found.error or self._tried(panel, found)
+            if error:
+                panel.message.complain(*error)
+                self._failing.add(panel)
+            elif panel in self._failing:
+                panel.message.say()
+                self._failing.discard(panel)
         self._shown |= tables
         self.where.value = escape(self.session.describe())
         with self.quiet():
             self.model.value = self.session.view.name
 
+    @staticmethod
+    def _tried(panel: Panel, found: _Tables) -> tuple[str, str] | None:
+        """Draw; what went wrong, if anything."""
+        panel.where = found.where
+        try:
+            panel.draw(found.value)
+        except Exception as err:
+            return told(err)
+        return None
+
     def _working(self, job: Job | None) -> None:
         """The progress line; called at every look and at the end."""
-        self.halt.disabled = job is None or job.light
+        at_work = job is not None and (not job.light or job.seconds > PATIENCE)
+        self.halt.disabled = not at_work
         for panel in self.tabs:
             panel.working(job)
         if job is None:
             self.bar.value, self.phase.value = 0, ""
-            if self._stale:
-                self._stale = False
-                self.redraw()
+            self._idle()
             return
         share = job.done / job.total if job.total else 0
         self.bar.value = share
@@ -272,8 +319,17 @@ class EditBench:
         left = f", about {job.seconds * (1 / share - 1):.0f} s left" if share > 0.05 else ""
         ending = " – stopping …" if job.stop.is_set() else ""
         said = f"{job.what}: {job.phase}{count} · {job.seconds:.0f} s{left}{ending}"
-        self.phase.value = f"<span role='status'>{escape(said)}</span>" if not job.light else ""
+        self.phase.value = f"<span role='status'>{escape(said)}</span>" if at_work else ""
         self.where.value = escape(self.session.describe())
+
+    def _idle(self) -> None:
+        """Do what was left for later."""
+        if self._later:
+            panel = next(iter(self._later))
+            self.later(panel, *self._later.pop(panel))
+        elif self._stale:
+            self._stale = False
+            self.redraw()
 
     def _other_model(self, change: Any) -> None:
         name = change["new"].strip()
@@ -286,6 +342,9 @@ class EditBench:
         def then(_: Any) -> None:
             assert self.session.request is not None
             self.fact.fill(self.session.request)
+            self._shown.clear()
+            for panel in (self.fact, self.editor, self.answers, *self.tabs):
+                panel.forget()
 
         self.act(self.editor, f"load {name}", work, then)
 
@@ -298,8 +357,9 @@ class EditBench:
     # ------------------------------------------------------------------ static copies
 
     def figures(self) -> list[Any]:
-        """The figures in sight and those drawn before in other tabs."""
-        return [f for p in (self.answers, *self.tabs) for f in p.figures()]
+        """The figures of the panels that speak of the present state, and results of long work."""
+        now, panels = self.session.describe(), (self.answers, *self.tabs)
+        return [f for p in panels if p.keeps or p.where == now for f in p.figures()]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Widgets where they live; words, a table and a picture everywhere else."""
@@ -314,8 +374,18 @@ class EditBench:
         return live if live is None else {**live, **static}
 
 
-class _Failed:
-    """A panel's tables could not be had."""
+@dataclass(frozen=True)
+class Typed:
+    """Texts of the fields: of the fact, and option → text of the editor."""
 
-    def __init__(self, text: str, detail: str) -> None:
-        self.text, self.detail = text, detail
+    fact: dict[str, str]
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What a panel draws, and which model and edits it speaks of; or why there is nothing."""
+
+    where: str
+    value: Any
+    error: tuple[str, str] | None = None

@@ -28,6 +28,7 @@ class ComparePanel(Panel):
 
     title: ClassVar[str] = "Compare"
     name: ClassVar[str] = "compare"
+    keeps: ClassVar[bool] = True
 
     def _build(self) -> Any:
         self.editors = ipw.SelectMultiple(
@@ -51,8 +52,10 @@ class ComparePanel(Panel):
         """Figures and table."""
         if found is None:
             return
+        if found.summary.empty:
+            return
         for area, plot in zip(self.areas, (plot_comparison, plot_comparison_grid), strict=True):
-            area.draw(self.plot(plot, found))
+            area.draw(self.plot(plot, found, where=found.where))
         caption = f"The same facts with each editor, on {found.where}"
         table = pd.concat([found.before, found.summary], ignore_index=True)
         shown = [c for c in SHOWN if c in table and table[c].notna().any()]
@@ -60,12 +63,23 @@ class ComparePanel(Panel):
 
     def run(self) -> None:
         """Compare the chosen editors; the model is as before afterwards."""
-        names = tuple(self.editors.value)
+        names, typed = tuple(self.editors.value), self.bench.typed()
+
+        def keep(found: Comparison) -> None:
+            self.found = found  # a stop leaves what is known
 
         def work(job: Any) -> None:
-            self.found = self.session.compare(names, generate=True)
+            self.bench.take(typed)
+            self.session.compare(names, generate=True, on_step=keep)
 
         self.act("compare", work)
+
+    def forget(self) -> None:
+        """Another model: nothing is compared yet."""
+        super().forget()
+        self.found, self.table.value = None, ""
+        for area in self.areas:
+            area.draw(None)
 
     def figures(self) -> list[Any]:
         """Those that are drawn."""

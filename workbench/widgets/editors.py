@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Mapping
 from html import escape
@@ -13,7 +14,6 @@ import ipywidgets as ipw
 from workbench.editors import EDITORS, Editor
 from workbench.editors.explain import describe_editor, explain_options
 from workbench.errors import OptionError, WorkbenchError
-from workbench.widgets.jobs import Job
 from workbench.widgets.panel import Panel
 from workbench.widgets.parts import button, choice, column, row
 
@@ -51,30 +51,49 @@ class EditorPanel(Panel):
         return editor
 
     def draw(self, found: Editor) -> None:
-        """Show it, however it was chosen."""
+        """Show it, however it was chosen; what is being typed stays."""
         with self.bench.quiet():
             self.editor.value = type(found).__name__
-        self._show(found)
+            self.preset.value = next(k for k, v in PRESETS.items() if v == self.session.preset)
+        if found != self.shown:
+            self._show(found)
 
     def use(self) -> None:
         """Take the options in the fields."""
-        typed = {name: part.value for name, part in self.fields.items()}
-        self._choose(typed)
+        typed = self.typed()
+        self.act("take the options", lambda job: self.put(typed), light=True)
+
+    def typed(self) -> dict[str, str]:
+        """What stands in the fields."""
+        return {name: part.value for name, part in self.fields.items()}
+
+    def put(self, typed: Mapping[str, str]) -> None:
+        """Change the editor's options to what was typed; runs in the worker thread.
+
+        Raises:
+            WorkbenchError: for a value that cannot be.
+        """
+        editor = self.session.editor
+        if set(typed) == {f.name for f in dataclasses.fields(editor)}:  # of this editor
+            options = changed(editor, typed)
+            if options:
+                self.session.adjust(**options)
 
     def _chosen(self, change: Any) -> None:
-        if not self.bench.is_quiet:
-            self._choose({})
-
-    def _choose(self, typed: Mapping[str, str]) -> None:
+        if self.bench.is_quiet:
+            return
         name, preset = self.editor.value, PRESETS[self.preset.value]
+        self.act(
+            "choose an editor", lambda job: self.session.choose(name, preset=preset), light=True
+        )
 
-        def work(job: Job) -> None:
-            options = changed(EDITORS[name].preset(self.session.view, preset), typed)
-            self.session.choose(name, preset=preset, **options)
-
-        self.act("choose an editor", work, light=True)
+    def forget(self) -> None:
+        """Another model: its editor is shown anew."""
+        super().forget()
+        self._show(self.session.editor)
 
     def _show(self, editor: Editor) -> None:
+        self.shown = editor
         table = explain_options(editor)
         if list(self.fields) != list(table["option"]):
             self.fields = {name: _field(name) for name in table["option"]}
@@ -107,7 +126,7 @@ class EditorPanel(Panel):
 
 
 def changed(editor: Editor, typed: Mapping[str, str]) -> dict[str, Any]:
-    """Options whose text differs from what a preset has.
+    """Options whose text differs from what an editor has.
 
     Raises:
         OptionError: for an empty field.

@@ -9,9 +9,9 @@ import ipywidgets as ipw
 import pandas as pd
 
 from workbench import datasets
-from workbench.errors import OptionError
+from workbench.errors import DataError, OptionError, RequestError
 from workbench.facts import EditCase, EditRequest
-from workbench.inputs import parse_facts, propose_subject
+from workbench.inputs import parse_facts, propose_subject, read_facts
 from workbench.inspectors import subject_html, subject_tokens
 from workbench.widgets.jobs import Job
 from workbench.widgets.panel import Panel
@@ -105,10 +105,10 @@ class FactPanel(Panel):
 
     def dry_run(self) -> None:
         """Preview the fact in the fields, or the many that were loaded."""
-        typed = self._typed_words()
+        typed = self.bench.typed()
 
         def work(job: Job) -> Any:
-            self._sync(typed)
+            self.bench.take(typed)
             return self.session.dry_run()
 
         self.act("preview", work, lambda found: self.message.say(found.verdict))
@@ -146,16 +146,17 @@ class FactPanel(Panel):
 
     def _propose(self, change: Any) -> None:
         text = change["new"]
-        if text.strip() and not self.bench.is_quiet and self.subject.value not in text:
+        fits = self.subject.value.strip() and self.subject.value in text
+        if text.strip() and not self.bench.is_quiet and not fits:
             self.subject.value = propose_subject(text)
 
     def _typed(self, change: Any) -> None:
         """A field was changed by a person: the fact in the fields is the one on the desk."""
-        typed = self._typed_words()
+        typed = self.typed()
         if not self.bench.is_quiet and typed["text"] and typed["target_new"]:
-            self.bench.later(self, "read the fact", lambda: self._sync(typed))
+            self.bench.later(self, "read the fact", lambda: self.put(typed))
 
-    def _typed_words(self) -> dict[str, str]:
+    def typed(self) -> dict[str, str]:
         """What stands in the fields."""
         parts = {
             "text": self.prompt,
@@ -165,8 +166,12 @@ class FactPanel(Panel):
         }
         return {name: part.value.strip() for name, part in parts.items()}
 
-    def _sync(self, typed: Mapping[str, str]) -> None:
-        """Put the typed fact on the desk unless it lies there already."""
+    def put(self, typed: Mapping[str, str]) -> None:
+        """Put the typed fact on the desk unless it lies there already; in the worker thread.
+
+        Raises:
+            RequestError: saying what is missing.
+        """
         request = request_from(**typed)
         if not self.session.cases or request != self.session.request:
             self.session.take(request)
@@ -198,8 +203,20 @@ def read_cases(kind: str, path: str, limit: int, model: str) -> list[EditCase]:
     if kind == "file":
         if not path:
             raise OptionError("type the path of a file of facts first.")
-        return datasets.load_cases(path, limit=limit)
+        return _from_file(path, limit)
     found: list[EditCase] = (datasets.tiny if model.startswith("tiny") else datasets.facts)(
         limit=limit
     )
     return found
+
+
+def _from_file(path: str, limit: int) -> list[EditCase]:
+    """Cases of a known schema, or facts as people write them down."""
+    try:
+        return datasets.load_cases(path, limit=limit)
+    except DataError as unknown:
+        try:
+            requests = read_facts(path)[:limit]
+        except (DataError, RequestError):
+            raise unknown from None
+        return [EditCase(request=r, case_id=i) for i, r in enumerate(requests)]

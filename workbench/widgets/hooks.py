@@ -57,6 +57,11 @@ class HookPanel(Panel):
             self.alpha.value = float(found["alpha"].iloc[0])
         self._show(found)
 
+    def forget(self) -> None:
+        """Another model: it has no gates yet."""
+        super().forget()
+        self.table = None
+
     def figures(self) -> list[Any]:
         """The heat map, if any."""
         return [] if self.table is None else [self.plot(plot_hooks, self.table)]

@@ -113,7 +113,7 @@ class Jobs:
         self.current: Job | None = None
         self.task: asyncio.Task[None] | None = None
         self._on_change = on_change
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], object]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="workbench-bench")
 
     def start(
@@ -127,6 +127,7 @@ class Jobs:
         noted: Callable[[str], None] | None = None,
         light: bool = False,
         waits: bool = False,
+        repeats: bool = False,
     ) -> bool:
         """Begin a job, or have it wait for a light one; False (and a sentence) if one is running.
 
@@ -139,13 +140,19 @@ class Jobs:
             noted: takes each warning that the work gave.
             light: short; jobs that come meanwhile wait for it and then run in their order.
             waits: return when it is done, although a loop is running.
+            repeats: asked for twice means done twice (undo); otherwise the newer one of two that
+                wait under one name takes the older one's place.
         """
         shown = _Shown(then, failed, tick, noted)
         asked = partial(self._run, Job(what, light), work, shown, waits)
         if self.current is None and not self._waiting:
             asked()
         elif self.current is None or self.current.light:
-            self._waiting.append(asked)
+            twin = [i for i, (name, _) in enumerate(self._waiting) if name == what]
+            if twin and not repeats:
+                self._waiting[twin[0]] = (what, asked)
+            else:
+                self._waiting.append((what, asked))
         else:
             failed(f"Busy: {self.current.what}. Wait for it, or stop it.", "")
             return False
@@ -165,7 +172,7 @@ class Jobs:
     def _run(self, job: Job, work: Callable[[Job], Any], shown: _Shown, waits: bool) -> None:
         job.began = time.monotonic()
         self.current = job
-        self._on_change(job)
+        self._tell(job, shown)
         future = self._pool.submit(_guarded, work, job)
         loop = None if waits else _loop()
         if loop is None:
@@ -174,8 +181,14 @@ class Jobs:
             self.task = loop.create_task(self._watch(job, future, shown))
 
     def _wait(self, job: Job, future: Future[_Outcome], shown: _Shown) -> None:
-        while wait([future], timeout=TICK).not_done:
-            self._look(job, shown)
+        try:
+            while wait([future], timeout=TICK).not_done:
+                self._look(job, shown)
+        except BaseException:  # the kernel was interrupted: end the work, then pass it on
+            job.stop.set()
+            wait([future])
+            self._end(shown)
+            raise
         self._finish(future.result(), shown)
 
     async def _watch(self, job: Job, future: Future[_Outcome], shown: _Shown) -> None:
@@ -186,15 +199,26 @@ class Jobs:
         self._finish(waiting.result(), shown)
 
     def _look(self, job: Job, shown: _Shown) -> None:
-        self._on_change(job)
+        self._tell(job, shown)
         shown.look()
 
     def _finish(self, outcome: _Outcome, shown: _Shown) -> None:
         self.current = None
         shown.finish(outcome)
-        self._on_change(self.current)
-        if self._waiting:
-            self._waiting.popleft()()
+        self._end(shown)
+
+    def _end(self, shown: _Shown) -> None:
+        """Say that nothing runs, and begin what waited."""
+        self.current = None
+        self._tell(None, shown)
+        if self._waiting and self.current is None:
+            self._waiting.popleft()[1]()
+
+    def _tell(self, job: Job | None, shown: _Shown) -> None:
+        try:
+            self._on_change(job)
+        except Exception as err:  # a progress line that fails must not stop everything
+            shown.failed(*told(err))
 
 
 def _loop() -> asyncio.AbstractEventLoop | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, ClassVar
 
 import ipywidgets as ipw
@@ -64,7 +65,7 @@ class MovedPanel(Panel):
         neurons = found.get("neurons")
         known = isinstance(neurons, pd.DataFrame)
         self.neurons.value = table_html(neurons, "Neurons that carry the change") if known else ""
-        self.words.value = "".join(f"<p>{s}</p>" for s in dict.fromkeys(said))
+        self.words.value = "".join(f"<p>{escape(s)}</p>" for s in dict.fromkeys(said))
 
     def figures(self) -> list[Any]:
         """Those that are drawn."""

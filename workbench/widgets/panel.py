@@ -30,15 +30,19 @@ class Panel(ABC):
         title: as shown on its tab.
         box: its widget.
         message: the sentence about what went wrong here.
+        where: which model and edits its tables speak of.
     """
 
     title: ClassVar[str]
     #: class of its box and prefix of its parts' classes
     name: ClassVar[str]
+    #: results of long work stay until there are new ones; they carry their own label
+    keeps: ClassVar[bool] = False
 
     def __init__(self, bench: EditBench) -> None:
         self.bench = bench
         self.message = Message(f"wb-{self.name}-message")
+        self.where = ""
         self.box = self._build()
         self.box.add_class(f"wb-{self.name}")
 
@@ -59,9 +63,18 @@ class Panel(ABC):
     def draw(self, found: Any) -> None:
         """Show it."""
 
-    def plot(self, function: Callable[..., Any], *tables: Any, **options: Any) -> Any:
-        """A figure in the page's theme whose subtitle says which model and edits it speaks of."""
-        where = words(self.session.describe())
+    def plot(
+        self, function: Callable[..., Any], *tables: Any, where: str | None = None, **options: Any
+    ) -> Any:
+        """A figure in the page's theme whose subtitle says which model and edits it speaks of.
+
+        Args:
+            function: of :mod:`workbench.plots`.
+            tables: for it.
+            where: if they are older than the panel's other tables.
+            options: of the function.
+        """
+        where = words(self.where if where is None else where)
         writes_own = signature(function).parameters["subtitle"].default is None
         given = options if writes_own else {"subtitle": where} | options
         figure = function(*tables, theme=self.bench.theme, **given)
@@ -77,6 +90,10 @@ class Panel(ABC):
         """What it draws at present, for static copies of the bench."""
         return []
 
+    def forget(self) -> None:
+        """Drop results of its own: another model is on the bench."""
+        self.message.say()
+
     def act(
         self,
         what: str,
@@ -85,6 +102,7 @@ class Panel(ABC):
         *,
         tick: Callable[[], None] | None = None,
         light: bool = False,
+        repeats: bool = False,
     ) -> bool:
         """Do something with the session in the worker, then redraw what is in sight.
 
@@ -94,5 +112,6 @@ class Panel(ABC):
             then: takes its result.
             tick: called while it runs, for displays that grow.
             light: it takes no time to speak of, so others wait for it.
+            repeats: asked for twice means done twice.
         """
-        return self.bench.act(self, what, work, then, tick=tick, light=light)
+        return self.bench.act(self, what, work, then, tick=tick, light=light, repeats=repeats)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as ipw
 import pandas as pd
 
+from workbench.errors import OptionError
 from workbench.experiment import StreamStep, stream_rows
+from workbench.facts import EditCase
 from workbench.forgetting import retention, survival_map
 from workbench.plots import plot_forgetting, plot_survival_map
 from workbench.widgets.facts import SOURCES
@@ -26,11 +30,27 @@ REDRAW, SHARE = 0.4, 5
 STREAM = "stream"
 
 
+#: Earlier facts that are asked again after every batch.
+SUBSET = 50
+#: Source, path, how many, facts an edit, whether everything is watched.
+Wanted = tuple[str, str, int, int, bool]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A stream that was begun."""
+
+    wanted: Wanted
+    cases: list[EditCase]
+    out: Path
+
+
 class StreamPanel(Panel):
     """Where facts come from, how many, in which batches; start, stop, and what became of them."""
 
     title: ClassVar[str] = "Stream"
     name: ClassVar[str] = "stream"
+    keeps: ClassVar[bool] = True
 
     def _build(self) -> Any:
         self.source = choice("Facts from", list(SOURCES), name="wb-stream-source")
@@ -48,6 +68,8 @@ class StreamPanel(Panel):
         self.lost = ipw.HTML()
         self.live: LiveFigure | None = None
         self.rows: pd.DataFrame | None = None
+        self.run: _Run | None = None
+        self.ran = ""
         self._drawn: pd.DataFrame | None = None
         self._stopping = threading.Event()
         return column(
@@ -69,28 +91,47 @@ class StreamPanel(Panel):
         self._grow()
         if found is None or not len(found):
             return
-        self.fates.draw(self.plot(plot_survival_map, found))
+        self.fates.draw(self.plot(plot_survival_map, found, where=self.ran))
 
     def begin(self) -> None:
-        """Start, or go on with one that was stopped."""
-        kind, path, count = SOURCES[self.source.value], self.path.value.strip(), self.count.value
-        batch, everything = self.batch.value, self.watch.value
-        self._stopping.clear()
-        self.rows = self._drawn = None
+        """Write so many more facts, or go on with a run that was stopped."""
+        wanted = (
+            SOURCES[self.source.value],
+            self.path.value.strip(),
+            self.count.value,
+            self.batch.value,
+            self.watch.value,
+        )
+        typed = self.bench.typed()
 
         def work(job: Job) -> pd.DataFrame:
-            cases = self.bench.cases(kind, path, count)
-            out = self.session.run_folder(cases, batch)
+            self._stopping.clear()
+            self.rows = self._drawn = None
+            self.bench.editor.put(typed.options)
+            run = self.run = self._next(wanted)
             return self.session.stream(
-                cases,
-                batch_size=batch,
-                watch_all=everything,
-                out=out,
-                on_step=self._reader(out),
+                run.cases,
+                batch_size=run.wanted[3],
+                watch_all=run.wanted[4],
+                out=run.out,
+                on_step=self._reader(run.out),
                 stop=self._stopping.is_set,
             )
 
         self.act(STREAM, work, self._ended, tick=self._grow)
+
+    def _next(self, wanted: Wanted) -> _Run:
+        """The stopped run, if the model still holds just what it wrote; else one of new facts."""
+        run, session = self.run, self.session
+        if run is not None and run.wanted == wanted and session.goes_on(run.out):
+            return run
+        kind, path, count, batch, watch = wanted
+        held = sum(len(e.requests) for e in session.view.stack)
+        cases = session.unwritten(self.bench.cases(kind, path, count + held))[:count]
+        if not cases:
+            raise OptionError("every fact of this source is in the model already: choose another.")
+        out = session.run_folder(cases, batch, subset=SUBSET, watch_all=watch)
+        return _Run(wanted, cases, out)
 
     def end(self) -> None:
         """Stop after the batch in flight; what is finished stays, and Start goes on from there."""
@@ -101,6 +142,13 @@ class StreamPanel(Panel):
         """The buttons follow the running job."""
         self.start.disabled = job is not None and not job.light
         self.stop.disabled = job is None or job.what != STREAM
+
+    def forget(self) -> None:
+        """Another model: nothing was streamed into it yet."""
+        super().forget()
+        self.rows = self.run = self._drawn = self.live = None
+        self.place.children, self.lost.value = (), ""
+        self.fates.draw(None)
 
     def figures(self) -> list[Any]:
         """The curve and the map, if any."""
@@ -117,7 +165,7 @@ class StreamPanel(Panel):
             nonlocal free
             now = time.monotonic()
             if step.batch and (now >= free or step.batch == step.batches):
-                self.rows = stream_rows(out)
+                self.ran, self.rows = self.session.describe(), stream_rows(out)
                 free = now + max(REDRAW, SHARE * (time.monotonic() - now))
 
         return on_step
@@ -136,7 +184,7 @@ class StreamPanel(Panel):
         self._drawn = rows
 
     def _figure(self, rows: pd.DataFrame) -> Any:
-        figure = self.plot(plot_forgetting, rows)
+        figure = self.plot(plot_forgetting, rows, where=self.ran)
         return figure.update_xaxes(range=[0, max(self.count.value, int(rows["step"].max()))])
 
     def _ended(self, rows: pd.DataFrame) -> None:
@@ -145,9 +193,9 @@ class StreamPanel(Panel):
         last = curves[curves["step"] == curves["step"].max()].set_index("curve")["value"]
         held = int(rows["step"].max())
         why = rows.attrs.get("stopped")
-        said = (
-            f"Stopped after {held} edits: {why}. Start goes on." if why else f"{held} edits done."
-        )
+        said = f"{held} facts written."
+        if why:
+            said = f"Stopped after {held} facts: {why}. Start goes on."
         skipped = rows.attrs.get("skipped") or {}
         if skipped:
             said += f" {len(skipped)} batches were refused: {next(iter(skipped.values()))}"

@@ -26,7 +26,7 @@ class TimelinePanel(Panel):
         )  # fmt: skip
         self.slider.observe(self._scrubbed, "value")
         self.entry = number("Entry", 0, name="wb-entry", low=0)
-        self.note = field("Note", name="wb-note", hint="words for the newest edit")
+        self.note = field("Note", name="wb-note", hint="words for the edit looked at")
         self.note.observe(self._noted, "value")
         self.undo = button(
             "Undo", self.take_back, name="wb-undo", hint="Take the newest edit off, exactly"
@@ -66,6 +66,8 @@ class TimelinePanel(Panel):
             self.slider.max = held
             self.slider.value = held if moment is None else moment
             self.entry.max = max(held - 1, 0)
+            edit = self._looked_at()
+            self.note.value = "" if edit is None else self.session.notes.get(edit.id, "")
         self.slider.disabled = not held
         self.undo.disabled, self.redo.disabled = not held, not self.session.redoable
         self.table.value = table_html(found.iloc[::-1], "The edits the model holds, newest first")
@@ -77,6 +79,7 @@ class TimelinePanel(Panel):
             lambda job: self.session.undo(),
             lambda edit: self.message.say(f"Undone: {_said(edit)}."),
             light=True,
+            repeats=True,
         )
 
     def put_back(self) -> None:
@@ -86,6 +89,7 @@ class TimelinePanel(Panel):
             lambda job: self.session.redo(),
             lambda edit: self.message.say(f"Put back: {_said(edit)}."),
             light=True,
+            repeats=True,
         )
 
     def drop(self, *, replay: bool = False) -> None:
@@ -104,13 +108,19 @@ class TimelinePanel(Panel):
 
     def _scrubbed(self, change: Any) -> None:
         if not self.bench.is_quiet:
-            self.act("look", lambda job: self.session.look_at(change["new"]), light=True)
+            self.act("go there", lambda job: self.session.look_at(change["new"]), light=True)
 
     def _noted(self, change: Any) -> None:
-        stack = self.session.view.stack
-        if stack and change["new"].strip():
-            self.session.notes[stack[-1].id] = change["new"].strip()
+        edit = self._looked_at()
+        if edit is not None and not self.bench.is_quiet:
+            self.session.notes[edit.id] = change["new"].strip()
             self.bench.later(self)
+
+    def _looked_at(self) -> Any:
+        """The newest edit at the moment looked at."""
+        held, moment = self.session.view.held, self.session.moment
+        held = held if moment is None else held[:moment]
+        return held[-1] if held else None
 
 
 def _said(edit: Any) -> str:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from workbench.errors import OptionError
 from workbench.inspectors import causal_trace, edit_site
 from workbench.plots import plot_causal
 from workbench.widgets.live import FigureArea
@@ -24,6 +23,7 @@ class TracePanel(Panel):
 
     title: ClassVar[str] = "Causal trace"
     name: ClassVar[str] = "trace"
+    keeps: ClassVar[bool] = True
 
     def _build(self) -> Any:
         self.kind = choice("Restore", list(KINDS), name="wb-trace-kind")
@@ -38,6 +38,7 @@ class TracePanel(Panel):
         self.here.disabled = True
         self.area = FigureArea()
         self.found: pd.DataFrame | None = None
+        self.traced = ""
         self.kind.observe(lambda change: self.bench.later(self), "value")
         return column(row(self.kind, self.samples), row(run, self.here), self.message, self.area)
 
@@ -49,19 +50,18 @@ class TracePanel(Panel):
         """The heat map of the chosen kind."""
         self.here.disabled = found is None
         if found is not None:
-            figure = self.plot(plot_causal, found, kind=KINDS[self.kind.value])
+            figure = self.plot(plot_causal, found, where=self.traced, kind=KINDS[self.kind.value])
             self.area.draw(figure)
 
     def run(self) -> None:
         """Trace the fact in the fields; the model is as before afterwards."""
-        samples = self.samples.value
+        samples, typed = self.samples.value, self.bench.typed()
 
         def work(job: Any) -> None:
-            request = self.session.request
-            if request is None:
-                raise OptionError("there is no fact on the desk: type one first.")
-            asked = replace(request, target_true=None)  # what the model says now
+            self.bench.take(typed)
+            asked = replace(self.session.request, target_true=None)  # what the model says now
             self.found = causal_trace(self.session.view, asked, samples=samples)
+            self.traced = self.session.describe()
 
         self.act("causal trace", work)
 
@@ -73,11 +73,16 @@ class TracePanel(Panel):
 
         def work(job: Any) -> int:
             layer = edit_site(found)
-            name = type(self.session.editor).__name__
-            self.session.choose(name, layers=(layer,))
+            self.session.adjust(layers=(layer,))
             return layer
 
         self.act("edit here", work, lambda x: self.message.say(f"The editor now writes layer {x}."))
+
+    def forget(self) -> None:
+        """Another model: its trace is not made yet."""
+        super().forget()
+        self.found = None
+        self.area.draw(None)
 
     def figures(self) -> list[Any]:
         """The heat map, if any."""

@@ -154,7 +154,7 @@ def test_a_stream_grows_stops_goes_on_and_survives_a_reload(bench: Any, lab: Lab
     held = int(page.text("wb-where").split("·")[1].split()[0])
     assert 1 < held < 20
     page.click("wb-stream-start")
-    page.until(lambda: "20 edits done" in page.text("wb-stream-message"), "it does not go on")
+    page.until(lambda: "20 facts written" in page.text("wb-stream-message"), "it does not go on")
     assert page.text("wb-where").endswith("20 edits") and longest() >= 20
     picture(page, "stream_tiny")
     file = page.save(lab.root)
