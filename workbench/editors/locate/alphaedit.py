@@ -210,7 +210,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "smollm2-135m": Preset(
             {"layers": (5, 6, 7, 8), "steps": 25, "l2": 1.0},
-            "layers of MEMIT",
+            "layers of MEMIT; calibrate prefers 3-6, LOG.md says why it is not followed",
         ),
     },
 }

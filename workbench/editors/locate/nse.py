@@ -364,7 +364,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "smollm2-135m": Preset(
             {"layers": (5, 6, 7, 8), "steps": 25, "lam": 200.0},
-            "as MEMIT, LOG.md",
+            "as MEMIT; calibrate prefers layers 3-6, LOG.md",
         ),
     },
 }
