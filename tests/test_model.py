@@ -116,7 +116,7 @@ def test_undo_is_exact(make_view, family: str, dtype: torch.dtype) -> None:
     for n in range(39, -1, -1):
         assert view.pop() is edits[n]
         assert same(view, history[n]) and same(view, expected[n])
-        assert len(view._snapshots) <= 12  # log-spaced, not one per edit
+        assert len(view._states.snapshots) <= 12  # log-spaced, not one per edit
     assert {k: p.data_ptr() for k, p in view.model.named_parameters()} == places
     extra = replace(make_edit(view, 50), parents=())
     with view.applied(extra, make_edit(view, 51)):

@@ -12,9 +12,19 @@ import pandas as pd
 
 from workbench.edits import Edit
 
-__all__ = ["stack_html", "table_html"]
+__all__ = ["stack_html", "table_html", "view_line"]
 
 _HEAD = "<tr><th>#</th><th>editor</th><th>prompt</th><th>target</th><th>facts</th></tr>"
+
+
+def view_line(view: Any) -> str:
+    """A view in one line: name, family, sizes, dtype, device and number of edits."""
+    n, dtype = len(view.stack), str(view.dtype).removeprefix("torch.")
+    return (
+        f"{view.name}: {view.layout.family} {view.kind}, {view.n_layers} layers × "
+        f"{view.d_model}, d_mlp {view.d_mlp}, {dtype} on {view.device}; "
+        f"{n} edit{'' if n == 1 else 's'}"
+    )
 
 
 def stack_html(line: str, stack: Sequence[Edit]) -> str:

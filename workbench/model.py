@@ -24,12 +24,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.adapters import Gates, HookLayer
 from workbench.beside import Beside
 from workbench.capabilities import Capabilities, get_module, orient
-from workbench.edits import AdapterEdit, Edit, WeightEdit
+from workbench.edits import Edit
 from workbench.errors import BusyError, EditMismatchError, OptionError
 from workbench.fingerprint import fingerprint_model
 from workbench.layouts import Layout
-from workbench.looks import stack_html
-from workbench.weights import State, Weights, doubts, spacing
+from workbench.looks import stack_html, view_line
+from workbench.states import States
+from workbench.weights import State, Weights, doubts
 
 __all__ = ["ModelView"]
 
@@ -79,12 +80,9 @@ class ModelView:
         self.d_model, self.d_mlp = self.weight(0).shape
         self._weights = Weights(model)
         self._beside = Beside(model, layout, self.n_layers)
-        self._state = State()
-        self._snapshots: dict[int, State] = {}
+        self._states = States(self._weights, self._beside, self._accept)
         self._lock = threading.RLock()
         self._busy = ""
-        self._showing_depth = 0
-        self._held: tuple[Edit, ...] | None = None
 
     # ------------------------------------------------------------------ parts of the model
 
@@ -165,28 +163,27 @@ class ModelView:
     @property
     def stack(self) -> tuple[Edit, ...]:
         """The edits the model holds, oldest first."""
-        return self._state.stack
+        return self._states.now.stack
 
     @property
     def held(self) -> tuple[Edit, ...]:
         """The edits that last: :attr:`stack` outside ``applied``, ``at`` and ``as_if``, also while
         another thread is inside such a block."""
-        lasting = self._held
-        return self.stack if lasting is None else lasting
+        return self._states.held
 
     @property
     def adapters(self) -> Mapping[int, HookLayer]:
         """Layer → the hook layer that the stack put beside its edited matrix."""
-        return self._beside.hook_layers(self._state.adapters)
+        return self._beside.hook_layers(self._states.now.adapters)
 
     @property
     def adapted(self) -> tuple[int, ...]:
         """Layers that have a hook layer or a memory beside one of their modules."""
-        return self._beside.layers(self._state.adapters)
+        return self._beside.layers(self._states.now.adapters)
 
     def memory(self, parameter: str, kind: type[M]) -> M | None:
         """The memory of a kind that the stack put beside a module, None if there is none."""
-        held = self._state.adapters.get(parameter, ())
+        held = self._states.now.adapters.get(parameter, ())
         return next((each for each in held if isinstance(each, kind)), None)
 
     def reading(
@@ -229,7 +226,7 @@ class ModelView:
                 return
             for doubt in (*doubts(edit, self.stack), *self._beside.doubts(edit)):
                 warnings.warn(doubt, stacklevel=2)
-            self._commit(self._after(self._state, edit))
+            self._states.commit(self._states.after(self._states.now, edit))
 
     def pop(self) -> Edit:
         """Take the newest edit off; the weights are what they were before it, to the bit.
@@ -241,14 +238,14 @@ class ModelView:
             if not self.stack:
                 raise OptionError("the stack is empty: there is no edit to take back.")
             last = self.stack[-1]
-            self._install(self._at(len(self.stack) - 1))
+            self._states.install(self._states.at(len(self.stack) - 1))
             return last
 
     def reset(self) -> None:
         """Take every edit off; every parameter is its stored original."""
         with self._changing("reset"):
-            self._install(State())
-            self._snapshots.clear()
+            self._states.install(State())
+            self._states.snapshots.clear()
 
     def drop(self, index: int) -> Edit:
         """Take entry ``index`` out and keep the later edits' changes as they were computed.
@@ -257,14 +254,11 @@ class ModelView:
             OptionError: if there is no such entry.
         """
         with self._changing("drop"):
-            index = self._entry(index)
-            edits = list(self.stack)
-            gone = edits.pop(index)
-            state = self._at(index)
-            for edit in edits[index:]:
-                state = self._after(state, edit)
-            self._prune(index)
-            self._install(state)
+            index = self._states.entry(index)
+            gone, *later = self.stack[index:]
+            state = self._states.after(self._states.at(index), *later)
+            self._states.prune(index)
+            self._states.install(state)
             return gone
 
     def replay(self, *, without: int) -> Edit:
@@ -274,20 +268,14 @@ class ModelView:
             OptionError: if there is no such entry.
         """
         rebuild = importlib.import_module("workbench.editors").rebuild_editor
-        with self._changing("replay"):
-            index = self._entry(without)
-            before, later, gone = self._state, self.stack[index + 1 :], self.stack[index]
-            snapshots = dict(self._snapshots)
-            try:
-                self._prune(index)
-                self._install(self._at(index))
-                for edit in later:
-                    again = rebuild(edit).edit(self, list(edit.requests))
-                    self._commit(self._after(self._state, again))
-            except BaseException:
-                self._snapshots = snapshots
-                self._install(before)
-                raise
+        with self._changing("replay"), self._states.restoring():
+            index = self._states.entry(without)
+            gone, *later = self.stack[index:]
+            self._states.prune(index)
+            self._states.install(self._states.at(index))
+            for edit in later:
+                again = rebuild(edit).edit(self, list(edit.requests))
+                self._states.commit(self._states.after(self._states.now, again))
             return gone
 
     def check(self) -> pd.DataFrame:
@@ -302,12 +290,11 @@ class ModelView:
     @contextmanager
     def applied(self, *edits: Edit) -> Iterator[ModelView]:
         """The view with more edits on top, for the length of the block."""
-        with self.writing("applied"):
-            state = self._ours()
-            for edit in edits:
-                state = self._after(state, edit)
-            with self._showing(state):
-                yield self
+        with (
+            self.writing("applied"),
+            self._states.showing(self._states.after(self._ours(), *edits)),
+        ):
+            yield self
 
     @contextmanager
     def at(self, n: int) -> Iterator[ModelView]:
@@ -320,7 +307,7 @@ class ModelView:
             raise OptionError(f"n={n}: the stack holds {len(self.stack)} edits.")
         with self.writing("at"):
             self._ours()
-            with self._showing(self._at(n)):
+            with self._states.showing(self._states.at(n)):
                 yield self
 
     @contextmanager
@@ -328,10 +315,7 @@ class ModelView:
         """The view as if its stack were these edits, for the length of the block."""
         with self.writing("as_if"):
             self._ours()
-            state = State()
-            for edit in edits:
-                state = self._after(state, edit)
-            with self._showing(state):
+            with self._states.showing(self._states.after(State(), *edits)):
                 yield self
 
     def pristine(self) -> Any:
@@ -359,7 +343,7 @@ class ModelView:
     def _changing(self, what: str) -> Iterator[None]:
         """As :meth:`writing`, for changes of the stack that shall last."""
         with self.writing(what):
-            if self._showing_depth:
+            if self._states.depth:
                 raise BusyError(
                     f"{what} inside `with view.applied(...)` or `view.at(...)` would be lost at "
                     "its end: leave the block first."
@@ -389,93 +373,22 @@ class ModelView:
 
     def _ours(self) -> State:
         """The present state, if the model still holds it."""
-        self._weights.refuse_foreign(self._state.live)
-        return self._state
+        self._weights.refuse_foreign(self._states.now.live)
+        return self._states.now
 
-    def _entry(self, index: int) -> int:
-        n = len(self.stack)
-        if not -n <= index < n:
-            raise OptionError(f"entry {index} does not exist: the stack holds {n} edits.")
-        return index % n
-
-    def _after(self, state: State, edit: Edit) -> State:
-        """The state one edit later; computes out of place and installs nothing."""
+    def _accept(self, edit: Edit) -> None:
+        """Refuse an edit of another base model."""
         if edit.base != self.fingerprint:
             raise EditMismatchError(
                 f"edit {edit.id} was made for the base model {edit.base}, this is "
                 f"{self.fingerprint} ({self.name}): load the model it was made for."
             )
-        if isinstance(edit, AdapterEdit):
-            return self._beside.after(state, edit)
-        assert isinstance(edit, WeightEdit)
-        return self._weights.after(state, edit)
-
-    def _at(self, n: int) -> State:
-        """The state after the first ``n`` edits, from the nearest snapshot below."""
-        if n == len(self.stack):
-            return self._state
-        depth = max((d for d in self._snapshots if d <= n), default=0)
-        state = self._snapshots.get(depth, State())
-        for edit in self.stack[depth:n]:
-            state = self._after(state, edit)
-        return state
-
-    def _commit(self, state: State) -> None:
-        before = self._state
-        self._install(state)
-        n = len(state.stack)
-        self._snapshots[len(before.stack)] = before
-        for depth in [d for d in self._snapshots if d % spacing(n - d)]:
-            del self._snapshots[depth]
-
-    def _prune(self, depth: int) -> None:
-        self._snapshots = {d: s for d, s in self._snapshots.items() if d <= depth}
-
-    def _install(self, state: State) -> None:
-        """Swap tensors in; on any interruption put the old ones back."""
-        before = self._state
-        touched = {*before.live, *state.live}
-        try:
-            self._weights.put(touched, state.live)
-            self._beside.put(state.adapters)
-            self._state = state
-        except BaseException:
-            self._weights.put(touched, before.live)
-            self._beside.put(before.adapters)
-            self._state = before
-            raise
-        self._prune(len(state.stack))
-
-    @contextmanager
-    def _showing(self, state: State) -> Iterator[None]:
-        before, snapshots, depth = self._state, dict(self._snapshots), self._showing_depth
-        try:
-            self._held = before.stack if depth == 0 else self._held
-            self._showing_depth = depth + 1
-            self._install(state)
-            yield
-        finally:
-            self._showing_depth = depth
-            try:
-                self._install(before)
-            except BaseException:  # interrupted on the way back: the old state comes first
-                self._install(before)
-                raise
-            finally:
-                self._snapshots = snapshots
-                self._held = None if depth == 0 else self._held
 
     # ------------------------------------------------------------------ how it looks
 
     def describe(self) -> str:
         """One line: name, family, sizes, dtype, device and number of edits."""
-        n = len(self.stack)
-        dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"{self.name}: {self.layout.family} {self.kind}, {self.n_layers} layers × "
-            f"{self.d_model}, d_mlp {self.d_mlp}, {dtype} on {self.device}; "
-            f"{n} edit{'' if n == 1 else 's'}"
-        )
+        return view_line(self)
 
     def __repr__(self) -> str:
         return f"<ModelView {self.describe()}>"

@@ -201,6 +201,18 @@ def test_the_threshold_slider_moves_the_gate(bench: Any) -> None:
     picture(page, "hooks_tiny")
 
 
+def test_the_memory_shows_which_entry_answers(bench: Any) -> None:
+    page = bench("tiny")
+    page.choose("wb-editor", "GRACE")
+    accept(page)
+    page.tab("Memory")
+    page.fill("wb-lookup", "Klara Farnfeld works as a\nThe town of Klara Farnfeld is")
+    page.click("wb-look-codebook")
+    page.until(lambda: "The town of" in page.text("wb-codebook-table"), "not looked up")
+    assert page.figure(".wb-codebook")
+    picture(page, "memory_tiny")
+
+
 def _shapes(page: LabPage) -> int:
     return int(page.page.evaluate(
         "() => document.querySelector('.wb-gates .js-plotly-plot').layout.shapes.length"
