@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -73,8 +73,8 @@ def plot_codebook(
                 hovertemplate="%{text}<br>radius %{customdata[0]:.3g}<extra>" + op + "</extra>",
             )
         )
-    fig.update_xaxes(title="facts written", rangemode="tozero", tickformat="d")
-    fig.update_yaxes(title="entries", rangemode="tozero", tickformat="d")
+    fig.update_xaxes(title="facts written", **_whole(len(table)))
+    fig.update_yaxes(title="entries", **_whole(int(table["size"].max())))
     counts = ", ".join(f"{op} {int((table['op'] == op).sum())}" for op in present)
     last = table.iloc[-1]
     alt = (
@@ -177,6 +177,11 @@ def plot_retention(
             )
         )  # fmt: skip
         ends.append(f"{kind} {part['value'].iloc[0]:.2f} to {part['value'].iloc[-1]:.2f}")
-    fig.update_xaxes(title="edits", rangemode="tozero", tickformat="d")
+    fig.update_xaxes(title="edits", **_whole(int(table["step"].max())))
     fig.update_yaxes(title="share", range=[0, 1.02])
     return finish(fig, "From the first edit to the last: " + ", ".join(ends) + ".")
+
+
+def _whole(most: int) -> dict[str, Any]:
+    """An axis from zero on whose ticks are whole numbers, about six of them."""
+    return {"rangemode": "tozero", "tickformat": "d", "dtick": max(1, round(most / 6))}

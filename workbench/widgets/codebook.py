@@ -15,6 +15,8 @@ from workbench.widgets.parts import button, column, field, row, table_html
 __all__ = ["CodebookPanel"]
 
 HINT = "prompts to look up, one a line; that of the fact is asked as well"
+#: Columns of the nearest entries.
+SHOWN = ("prompt", "fires", "entry", "label", "made_for", "distance", "radius", "margin")
 
 
 class CodebookPanel(Panel):
@@ -46,7 +48,8 @@ class CodebookPanel(Panel):
             plane.draw(None)
             self.table.value = "<p>No codebook here: GRACE makes one.</p>"
             return
-        self.table.value = table_html(found.nearest, "Which entry answers") + table_html(
+        nearest = found.nearest[[c for c in SHOWN if c in found.nearest]]
+        self.table.value = table_html(nearest, "Which entry answers") + table_html(
             found.entries, "Entries"
         )
         growth.draw(self.plot(plot_codebook, found.history))
