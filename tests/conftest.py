@@ -7,6 +7,7 @@ that is switched on here, under pytest alone (``shapes.py``).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,3 +121,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
     for item in items:
         if {"smollm2", "data_dir"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click in the main thread waits for its job, as in a script: browser tests of the same
+    process leave a loop running there, which would be taken for a page."""
+    jobs = pytest.importorskip("workbench.widgets.jobs")
+    plain = jobs._loop
+
+    def loop() -> object:
+        return None if threading.current_thread() is threading.main_thread() else plain()
+
+    monkeypatch.setattr(jobs, "_loop", loop)

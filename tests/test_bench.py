@@ -20,6 +20,8 @@ from workbench.demo import weights_digest  # noqa: E402
 from workbench.plots.theme import template  # noqa: E402
 from workbench.widgets import EditBench  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 @pytest.fixture
 def bench(tiny: wb.ModelView, monkeypatch: Any, tmp_path: Path) -> Any:

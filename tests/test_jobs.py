@@ -17,6 +17,8 @@ from workbench.errors import OptionError  # noqa: E402
 from workbench.progress import track  # noqa: E402
 from workbench.widgets.jobs import Job, Jobs  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     """In a thread of its own: another loop may be running in this one."""
