@@ -12,8 +12,8 @@ import workbench as wb
 from workbench.editors.continual import fisher, written_before
 from workbench.editors.finetune import loss_function
 from workbench.errors import OptionError
-from workbench.memories import Deferral, SoftMemory
 from workbench.model import ModelView
+from workbench.networks import Deferral, SoftMemory
 
 A = wb.EditRequest(prompt="The mother tongue of {} is", subject="Danielle Darrieux",
                    target_new="English")  # fmt: skip

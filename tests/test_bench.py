@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 @pytest.fixture
 def bench(tiny: wb.ModelView, monkeypatch: Any, tmp_path: Path) -> Any:
-    monkeypatch.setattr("workbench.session.desk.cache_dir", lambda name: tmp_path / name)
+    monkeypatch.setattr("workbench.session.resuming.cache_dir", lambda name: tmp_path / name)
     yield EditBench(tiny, facts=wb.datasets.tiny(limit=1))
     tiny.reset()
 

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from workbench.adapters import Context
 from workbench.editors.memory.codebook import Decision, Rules, decide, entries_of
-from workbench.memories import (
-    Codebook,
-    Deferral,
-    Settings,
-    SoftMemory,
-    query_columns,
-    written_columns,
-)
+from workbench.memories import Codebook, Settings, query_columns, written_columns
+from workbench.networks import Deferral, SoftMemory
 from workbench.shelves import Shelf, nearest
 
 GOLDEN = Path(__file__).parent / "golden"

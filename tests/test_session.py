@@ -29,7 +29,7 @@ def session(tiny: wb.ModelView) -> Iterator[Session]:
 @pytest.fixture
 def here(monkeypatch: Any, tmp_path: Path) -> Path:
     """Runs go to a folder of the test's own."""
-    monkeypatch.setattr("workbench.session.desk.cache_dir", lambda name: tmp_path / name)
+    monkeypatch.setattr("workbench.session.resuming.cache_dir", lambda name: tmp_path / name)
     return tmp_path
 
 

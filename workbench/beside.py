@@ -22,7 +22,7 @@ from workbench.capabilities import get_module, orient, tensor_of, with_tensor
 from workbench.edits import Adapter, AdapterEdit, Edit
 from workbench.errors import EditMismatchError, NumericalError, UnsupportedEditorError
 from workbench.layouts import Layout
-from workbench.memories import MEMORIES, Memory, as_memory
+from workbench.networks import MEMORIES, Memory, as_memory
 from workbench.weights import State
 
 __all__ = ["Beside", "Function"]

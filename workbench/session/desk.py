@@ -17,15 +17,13 @@ import pandas as pd
 from workbench.comparison import Comparison, compare_steps
 from workbench.editors import EDITORS, Editor, find_editor
 from workbench.edits import Edit, load_edit
-from workbench.errors import DataError, OptionError, UnsupportedEditorError, WorkbenchError
+from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
 from workbench.experiment import StreamStep, open_stack, save_stack, stream
-from workbench.experiment.configuration import digest
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
-from workbench.places import cache_dir
 from workbench.receipts import Receipt, receipt
-from workbench.runs import RunFolder
+from workbench.session.resuming import Folders
 
 __all__ = ["Session"]
 
@@ -66,7 +64,7 @@ class Session:
         self.notes: dict[str, str] = {}
         self._undone: list[Edit] = []
         self._moment: int | None = None
-        self._runs: dict[str, Path] = {}
+        self._folders = Folders()
         self.editor: Editor = self._first(editor)
 
     # ------------------------------------------------------------------ what is on the desk
@@ -245,40 +243,14 @@ class Session:
 
     # ------------------------------------------------------------------ long work
 
-    def unwritten(self, cases: Sequence[EditCase]) -> list[EditCase]:
-        """The cases whose fact no edit on the stack has written."""
-        written = {r for e in self.view.stack for r in e.requests}
-        return [c for c in cases if c.request not in written]
-
     def run_folder(
         self, cases: Sequence[EditCase], batch_size: int, *, subset: int, watch_all: bool
     ) -> Path:
-        """Where a stream of these cases goes; one that was stopped is found again.
-
-        The name depends on all that the run depends on, the edits below included, so that the same
-        stream, started again in this kernel or the next, goes on where it was.
-        """
-        view = self.view
-        recipe = digest([
-            type(self.editor).__name__, self.editor.config(), list(cases),
-            batch_size, subset, watch_all, view.fingerprint, str(view.dtype),
-        ])  # fmt: skip
-        known = self._runs.get(recipe)
-        if known is not None and self.goes_on(known):
-            return known
-        name = f"bench-{view.name}-{digest([recipe, self._ids()])[:12]}".replace("/", "_")
-        self._runs[recipe] = cache_dir("runs") / name
-        return self._runs[recipe]
-
-    def goes_on(self, folder: Path) -> bool:
-        """Whether the view holds just what an unfinished run has written so far."""
-        run = RunFolder(folder)
-        try:
-            parents = list(run.config().get("parents", []))
-            made = [r["edit"] for r in run.records() if r.get("edit")]
-        except DataError:
-            return False
-        return run.status().get("state") != "complete" and self._ids() == (*parents, *made)
+        """Where a stream of these cases goes; one that was stopped is found again."""
+        return self._folders.of(
+            self.view, self.editor, cases, batch_size=batch_size, subset=subset,
+            watch_all=watch_all,
+        )  # fmt: skip
 
     def stream(
         self,

@@ -16,6 +16,7 @@ from workbench.experiment import StreamStep, stream_rows
 from workbench.facts import EditCase
 from workbench.forgetting import retention, survival_map
 from workbench.plots import plot_forgetting, plot_survival_map
+from workbench.session.resuming import goes_on, unwritten
 from workbench.widgets.facts import SOURCES
 from workbench.widgets.jobs import Job
 from workbench.widgets.live import FigureArea, LiveFigure
@@ -123,11 +124,11 @@ class StreamPanel(Panel):
     def _next(self, wanted: Wanted) -> _Run:
         """The stopped run, if the model still holds just what it wrote; else one of new facts."""
         run, session = self.run, self.session
-        if run is not None and run.wanted == wanted and session.goes_on(run.out):
+        if run is not None and run.wanted == wanted and goes_on(session.view, run.out):
             return run
         kind, path, count, batch, watch = wanted
         held = sum(len(e.requests) for e in session.view.stack)
-        cases = session.unwritten(self.bench.cases(kind, path, count + held))[:count]
+        cases = unwritten(session.view, self.bench.cases(kind, path, count + held))[:count]
         if not cases:
             raise OptionError("every fact of this source is in the model already: choose another.")
         out = session.run_folder(cases, batch, subset=SUBSET, watch_all=watch)

@@ -29,8 +29,9 @@ from workbench.editors.memory.grace import late_layer
 from workbench.editors.presets import Preset, find
 from workbench.errors import OptionError
 from workbench.facts import EditRequest
-from workbench.memories import Deferral, Settings, SoftMemory, network_adapter, written_columns
+from workbench.memories import Settings, written_columns
 from workbench.model import ModelView
+from workbench.networks import Deferral, SoftMemory, network_adapter
 from workbench.progress import Bar
 from workbench.trace import frozen
 
