@@ -9,7 +9,8 @@ from __future__ import annotations
 from workbench.plots.causal import plot_causal, plot_causal_average
 from workbench.plots.comparison import plot_comparison, plot_comparison_grid
 from workbench.plots.effects import plot_receipt, plot_side_effects
-from workbench.plots.forgetting import plot_forgetting, plot_moments, plot_survival_map
+from workbench.plots.fates import plot_survival_map
+from workbench.plots.forgetting import plot_forgetting, plot_moments
 from workbench.plots.inside import (
     plot_alpha,
     plot_closures,

@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import OptionError, did_you_mean
-from workbench.forgetting import inflection, retention, survival_map
+from workbench.forgetting import inflection, retention
 from workbench.plots.theme import (
     NEUTRAL,
-    SEQUENTIAL,
     finish,
     frame,
     need_columns,
@@ -30,7 +29,7 @@ from workbench.plots.theme import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["plot_forgetting", "plot_moments", "plot_survival_map"]
+__all__ = ["plot_forgetting", "plot_moments", "runs_of"]
 
 #: Curves in the order in which they are drawn, and what they say.
 CURVES = {
@@ -41,8 +40,6 @@ CURVES = {
 PANELS = {"newest": "Newest edits", "retained": "Earlier edits", "forgotten": "Ever forgotten"}
 #: Facts over which the curve of the newest edit is averaged.
 WINDOW = 50
-#: Rows and columns of a survival map, at most.
-CELLS = 60
 #: Metrics that are drawn if nobody chooses, in this order.
 MOMENTS = (
     *("perplexity_ratio", "upstream_agreement", "downstream_accuracy", "weight_distance"),
@@ -101,7 +98,7 @@ def plot_forgetting(
     """
     curves = rows if "curve" in rows.columns else retention(rows, correct=correct)
     need_columns(curves, ("step", "curve", "value", "n"), "plot_forgetting")
-    runs = _runs(curves, "plot_forgetting")
+    runs = runs_of(curves, "plot_forgetting")
     several = len(runs) > 1
     fig = new_figure(title, subtitle=subtitle, theme=theme)
     if several:
@@ -121,56 +118,6 @@ def plot_forgetting(
     fig.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
     fig.update_yaxes(title="share of facts", **({"col": 1} if several else {}))
     return finish(fig, _forgetting_alt(runs, fallen))
-
-
-def plot_survival_map(
-    rows: pd.DataFrame,
-    *,
-    correct: str = "exact",
-    title: str = "Which edits live, and until when",
-    subtitle: str = "",
-    size: str = "square",
-    theme: str = "light",
-) -> go.Figure:
-    """Every edit (down) at every moment (across): is it still right?
-
-    Many edits or moments are put together, at most 60 each way; a dark column is the batch that
-    killed what was alive before it.
-
-    Args:
-        rows: a table of ``wb.stream`` with one run.
-        correct: as in ``wb.retention``.
-        title, subtitle: may use plotly's markup.
-        size: ``wide``, ``half`` or ``square``.
-        theme: ``light`` or ``dark``.
-
-    Raises:
-        OptionError: if a column is missing or there are several runs.
-
-    Example:
-        >>> plot_survival_map(rows)
-    """
-    fates = survival_map(rows, correct=correct)
-    if len(_runs(fates, "plot_survival_map")) > 1:
-        raise OptionError("plot_survival_map draws one run: choose rows of one value of 'run'.")
-    shares, counts, names = _map(fates)
-    fig = new_figure(title, subtitle=subtitle, size=size, theme=theme, legend=False)
-    steps = [str(s) for s in shares.columns]
-    fig.add_heatmap(
-        x=steps,
-        y=names,
-        z=shares.to_numpy(),
-        customdata=counts.to_numpy(),
-        zmin=0,
-        zmax=1,
-        colorscale=SEQUENTIAL,
-        colorbar={"title": {"text": "right"}, "tickformat": ".0%", "thickness": 14},
-        hovertemplate="edits %{y}, after %{x}: %{z:.0%} of %{customdata}<extra></extra>",
-        hoverongaps=False,
-    )
-    fig.update_xaxes(title="edits held when asked", type="category", showgrid=False, nticks=10)
-    fig.update_yaxes(title="edit", type="category", autorange="reversed", showgrid=False, nticks=12)
-    return finish(fig, _map_alt(fates))
 
 
 def plot_moments(
@@ -201,7 +148,7 @@ def plot_moments(
     """
     need_columns(moments, ("step", "metric", "value"), "plot_moments")
     chosen = _chosen(moments, metrics)
-    runs = _runs(moments, "plot_moments")
+    runs = runs_of(moments, "plot_moments")
     columns = min(3, len(chosen))
     fig = new_figure(title, subtitle=subtitle, theme=theme)
     _panels(fig, [NAMES.get(m, (m, ""))[0] for m in chosen], title, subtitle, columns=columns)
@@ -224,7 +171,7 @@ def plot_moments(
 # -------------------------------------------------------------------- lines
 
 
-def _runs(table: pd.DataFrame, who: str) -> dict[str, pd.DataFrame]:
+def runs_of(table: pd.DataFrame, who: str) -> dict[str, pd.DataFrame]:
     """Name → table of every run; the name is the run's, or what tells the runs apart."""
     keys = [c for c in ("run", "editor", "model") if c in table.columns]
     telling = [c for c in keys if table[c].nunique() > 1] or keys[:1]
@@ -363,33 +310,6 @@ def _chosen(moments: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
 # -------------------------------------------------------------------- the map
 
 
-def _map(fates: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Share of right facts by bin of edits and moment, facts behind it, names of the bins."""
-    later = fates[fates["step"] > fates["edit_step"]]
-    steps = np.sort(later["step"].unique()) if len(later) else np.sort(fates["step"].unique())
-    if len(steps) > CELLS:
-        steps = steps[np.unique(np.linspace(0, len(steps) - 1, CELLS).round().astype(int))]
-    made = np.sort(fates["edit_step"].unique())
-    bins = np.array_split(made, min(len(made), CELLS))
-    of = {int(step): i for i, group in enumerate(bins) for step in group}
-    starts = {int(s): int(p) + 1 for s, p in zip(made, [0, *made[:-1]], strict=True)}
-    names = [_bin_name(starts[int(g[0])], int(g[-1])) for g in bins]
-    shown = fates[fates["step"].isin(steps)]
-    right = shown["state"].isin(["held", "back"]).astype(float)
-    grouped = right.groupby([shown["edit_step"].map(of), shown["step"]])
-    index = range(len(bins))
-    shares = grouped.mean().unstack("step").reindex(index=index, columns=steps)
-    counts = grouped.size().unstack("step").reindex(index=index, columns=steps)
-    return shares, counts, names
-
-
-def _bin_name(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"
-
-
-# -------------------------------------------------------------------- in words
-
-
 def _forgetting_alt(runs: Mapping[str, pd.DataFrame], fallen: float | None) -> str:
     said = []
     for run, table in runs.items():
@@ -400,19 +320,6 @@ def _forgetting_alt(runs: Mapping[str, pd.DataFrame], fallen: float | None) -> s
         said.append(f"{run + ': ' if run else ''}after {last} edits, {'; '.join(parts)}")
     end = "" if fallen is None or pd.isna(fallen) else f" Inflection at {fallen:.0f} edits."
     return "Forgetting. " + ". ".join(said) + "." + end
-
-
-def _map_alt(fates: pd.DataFrame) -> str:
-    last = fates.sort_values("step").groupby("case_id").last()
-    counts = last["state"].value_counts()
-    parts = [f"{counts[s]} {s}" for s in counts.index]
-    killed = fates.drop_duplicates("case_id")["killed_at"].value_counts()
-    worst = (
-        f"; most were first found wrong after {killed.index[0]:.0f} edits ({killed.iloc[0]})"
-        if len(killed)
-        else ""
-    )
-    return f"Survival of {len(last)} edits: at the end {', '.join(parts)}{worst}."
 
 
 def _moments_alt(runs: Mapping[str, pd.DataFrame], chosen: Sequence[str]) -> str:
