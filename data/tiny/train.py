@@ -14,15 +14,16 @@ import argparse
 import copy
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from corpus import document
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 from world import World, build_world
 
 __all__ = ["rows", "train_model", "train_tokenizer"]
@@ -135,56 +136,93 @@ def train_model(
     """Train from random weights; yields (steps done, mean loss in nats a token, the model)."""
     model = new_model(tokenizer, d_model=d_model, n_layer=n_layer, n_head=n_head, seed=seed)
     parts = optimizers(model, lr=lr, muon_lr=muon_lr)
-    rates = [part.param_groups[0]["lr"] for part in parts]
     data = rows(world, tokenizer, batch=batch, seed=seed)
+
+    def loss() -> Tensor:
+        ids = next(data)
+        logits = model(ids[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    for done, mean in descend(parts, loss, steps=steps, report_every=report_every):
+        yield done, mean, model
+
+
+def descend(
+    parts: Sequence[torch.optim.Optimizer],
+    loss_of: Callable[[], Tensor],
+    *,
+    steps: int,
+    report_every: int,
+) -> Iterator[tuple[int, float]]:
+    """Take steps along the schedule; yields (steps done, mean loss since the last report)."""
+    rates = [part.param_groups[0]["lr"] for part in parts]
     total = 0.0
     for step in range(steps):
         for part, rate in zip(parts, rates, strict=True):
             part.param_groups[0]["lr"] = rate * schedule(step, steps)
-        ids = next(data)
-        logits = model(ids[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = loss_of()
         loss.backward()
         for part in parts:
             part.step()
             part.zero_grad(set_to_none=True)
         total += loss.item()
         if (step + 1) % report_every == 0 or step + 1 == steps:
-            yield step + 1, total / (step % report_every + 1), model
+            yield step + 1, total / (step % report_every + 1)
             total = 0.0
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every model of this world."""
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def common_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What these options and ``--batch``, ``--layers`` say, as arguments of a training function."""
+    return {
+        "steps": arguments.steps,
+        "batch": arguments.batch,
+        "d_model": arguments.d_model,
+        "n_layer": arguments.layers,
+        "lr": arguments.lr,
+        "muon_lr": arguments.muon_lr,
+        "seed": arguments.seed,
+    }
+
+
+def keep(
+    trained: Iterable[tuple[int, float, PreTrainedModel]],
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    steps: int,
+) -> PreTrainedModel:
+    """Follow a training, saving the model now and then and at the end."""
+    began = time.monotonic()
+    for done, loss, model in trained:
+        print(f"step {done}  loss {loss:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+        if done % 250 == 0 or done == steps:
+            tokenizer.save_pretrained(out)
+            copy.deepcopy(model).to(torch.float16).save_pretrained(out)
+    return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1600)
+    common_options(parser)
     parser.add_argument("--batch", type=int, default=16, help="rows of 128 tokens")
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=1100)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "model")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    world, began = build_world(), time.monotonic()
+    world = build_world()
     tokenizer = train_tokenizer(world, d_vocab=arguments.vocabulary, seed=arguments.seed)
-    for done, loss, model in train_model(
-        world,
-        tokenizer,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        d_model=arguments.d_model,
-        n_layer=arguments.layers,
-        lr=arguments.lr,
-        muon_lr=arguments.muon_lr,
-        seed=arguments.seed,
-    ):
-        print(f"step {done}  loss {loss:.4f}  {time.monotonic() - began:.0f} s", flush=True)
-        if done % 250 == 0 or done == arguments.steps:
-            tokenizer.save_pretrained(arguments.out)
-            copy.deepcopy(model).to(torch.float16).save_pretrained(arguments.out)
+    trained = train_model(world, tokenizer, **common_values(arguments))
+    keep(trained, tokenizer, arguments.out, arguments.steps)
 
 
 if __name__ == "__main__":

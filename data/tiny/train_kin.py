@@ -11,9 +11,7 @@ that stands inside a sentence. Minutes of CPU time each, on one core.
 from __future__ import annotations
 
 import argparse
-import copy
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from asking import LABELS, ask, wordings
 from tokenizers import pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
-from train import EOS, N_POSITIONS, schedule
+from train import EOS, N_POSITIONS, common_options, common_values, descend, keep
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -154,23 +152,15 @@ def train_kin(
     make, usual = KIN[kind]
     model = make(tokenizer, d_model=d_model, n_layer=n_layer or usual)
     parts = optimizers(model, lr=lr, muon_lr=muon_lr)
-    rates = [part.param_groups[0]["lr"] for part in parts]
     data = batches(kind, world, tokenizer, batch=batch, seed=seed)
-    total = 0.0
-    for step in range(steps):
-        for part, rate in zip(parts, rates, strict=True):
-            part.param_groups[0]["lr"] = rate * schedule(step, steps)
+
+    def loss() -> Tensor:
         inputs = next(data)
         labels = inputs.pop("labels")
-        loss = loss_of(model, inputs, labels)
-        loss.backward()
-        for part in parts:
-            part.step()
-            part.zero_grad(set_to_none=True)
-        total += loss.item()
-        if (step + 1) % report_every == 0 or step + 1 == steps:
-            yield step + 1, total / (step % report_every + 1), model
-            total = 0.0
+        return loss_of(model, inputs, labels)
+
+    for done, mean in descend(parts, loss, steps=steps, report_every=report_every):
+        yield done, mean, model
 
 
 def loss_of(model: PreTrainedModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -207,37 +197,18 @@ def knows(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=list(KIN))
-    parser.add_argument("--steps", type=int, default=1600)
+    common_options(parser)
     parser.add_argument("--batch", type=int, default=192, help="prompts")
     parser.add_argument("--layers", type=int, default=None)
-    parser.add_argument("--d-model", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokenizer", type=Path, default=HERE / "model")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    world, began, kind = build_world(), time.monotonic(), arguments.kind
-    out = arguments.out or HERE / kind
+    world, kind = build_world(), arguments.kind
     tokenizer = tokenizer_for(kind, arguments.tokenizer)
-    for done, loss, model in train_kin(
-        kind,
-        world,
-        tokenizer,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        d_model=arguments.d_model,
-        n_layer=arguments.layers,
-        lr=arguments.lr,
-        muon_lr=arguments.muon_lr,
-        seed=arguments.seed,
-    ):
-        print(f"step {done}  loss {loss:.4f}  {time.monotonic() - began:.0f} s", flush=True)
-        if done % 250 == 0 or done == arguments.steps:
-            tokenizer.save_pretrained(out)
-            copy.deepcopy(model).to(torch.float16).save_pretrained(out)
+    trained = train_kin(kind, world, tokenizer, **common_values(arguments))
+    model = keep(trained, tokenizer, arguments.out or HERE / kind, arguments.steps)
     for relation, share in knows(kind, model.eval(), tokenizer, world).items():
         print(f"{relation:14} {share:6.1%}")
 
