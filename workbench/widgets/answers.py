@@ -41,14 +41,14 @@ class AnswersPanel(Panel):
     def figure(self, found: Answers) -> Any:
         """The bars as a figure."""
         request = self.session.request
-        return plot_next_tokens(
+        sides = f" · {found.names[0]} → {found.names[1]}" if found.after is not None else ""
+        return self.plot(
+            plot_next_tokens,
             found.before,
             found.after,
             target=request.target_new if request else None,
             old=request.target_true if request else None,
-            subtitle=f"“{words(found.prompt)}” · {words(self.session.describe())}"
-            + (f" · {found.names[0]} → {found.names[1]}" if found.after is not None else ""),
-            theme=self.bench.theme,
+            subtitle=f"“{words(found.prompt)}” · {words(self.where)}{sides}",
         )
 
     def figures(self) -> list[Any]:

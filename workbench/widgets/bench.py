@@ -33,7 +33,7 @@ from workbench.widgets.hooks import HookPanel
 from workbench.widgets.jobs import Job, Jobs, told
 from workbench.widgets.moved import MovedPanel
 from workbench.widgets.panel import Panel
-from workbench.widgets.parts import Message, button, column, row
+from workbench.widgets.parts import button, column, row
 from workbench.widgets.receipts import ReceiptPanel
 from workbench.widgets.streaming import StreamPanel
 from workbench.widgets.theme import ThemeProbe
@@ -93,8 +93,7 @@ class EditBench:
     def __init__(
         self, view: ModelView, *, facts: Sequence[EditCase] | EditCase | None = None
     ) -> None:
-        self.session = Session(view)
-        self.looker = Looker(self.session)
+        self.use(view, facts)
         self.jobs = Jobs(self._working)
         self.is_quiet = False
         self._stale = False
@@ -103,14 +102,11 @@ class EditBench:
         self._shown: dict[Panel, _Tables] = {}
         self._failing: set[Panel] = set()
         self._later: dict[Panel, tuple[str, Callable[[], Any] | None]] = {}
-        self.message = Message("wb-bench-message")
         self.fact, self.editor = FactPanel(self), EditorPanel(self)
         self.answers = AnswersPanel(self)
         self.tabs = tuple(make(self) for make in TABS)
         self.box = ipw.VBox(self._parts()).add_class("wb-bench")
-        self.session.take(facts if facts is not None else self.cases("facts", "", 1))
-        assert self.session.request is not None
-        self.fact.fill(self.session.request)
+        self.fact.fill(self.session.cases[0].request)
         self.redraw(waits=True)
 
     # ------------------------------------------------------------------ layout
@@ -145,7 +141,7 @@ class EditBench:
         self.tab.observe(lambda change: self.redraw(), "selected_index")
         self._working(None)
         style = ipw.HTML(STYLE)
-        return [style, self._probe, top, work, self.message, left, self.answers.box, self.tab]
+        return [style, self._probe, top, work, left, self.answers.box, self.tab]
 
     # ------------------------------------------------------------------ state
 
@@ -167,10 +163,14 @@ class EditBench:
         """Facts of a source for this model."""
         return read_cases(kind, path, limit, self.session.view.name)
 
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Those always in sight, then the tabs."""
+        return (self.fact, self.editor, self.answers, *self.tabs)
+
     def panel(self, name: str) -> Panel:
         """A panel by its name, such as ``stream``."""
-        every = (self.fact, self.editor, self.answers, *self.tabs)
-        return next(p for p in every if p.name == name)
+        return next(p for p in self.panels if p.name == name)
 
     def show(self, name: str) -> Panel:
         """Bring a tab to the front."""
@@ -340,18 +340,17 @@ class EditBench:
             self.use(load(name))
 
         def then(_: Any) -> None:
-            assert self.session.request is not None
-            self.fact.fill(self.session.request)
+            self.fact.fill(self.session.cases[0].request)
             self._shown.clear()
-            for panel in (self.fact, self.editor, self.answers, *self.tabs):
+            for panel in self.panels:
                 panel.forget()
 
         self.act(self.editor, f"load {name}", work, then)
 
-    def use(self, view: ModelView) -> None:
-        """Work on another model: a new session with a shipped fact on the desk."""
+    def use(self, view: ModelView, facts: Sequence[EditCase] | EditCase | None = None) -> None:
+        """Work on a model: a new session with facts, or a shipped one, on the desk."""
         session = Session(view)
-        session.take(read_cases("facts", "", 1, view.name))
+        session.take(read_cases("facts", "", 1, view.name) if facts is None else facts)
         self.session, self.looker = session, Looker(session)
 
     # ------------------------------------------------------------------ static copies

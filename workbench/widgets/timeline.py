@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import ipywidgets as ipw
@@ -74,20 +75,17 @@ class TimelinePanel(Panel):
 
     def take_back(self) -> None:
         """Undo."""
-        self.act(
-            "undo",
-            lambda job: self.session.undo(),
-            lambda edit: self.message.say(f"Undone: {_said(edit)}."),
-            light=True,
-            repeats=True,
-        )
+        self._move("undo", self.session.undo, "Undone")
 
     def put_back(self) -> None:
         """Redo."""
+        self._move("redo", self.session.redo, "Put back")
+
+    def _move(self, what: str, does: Callable[[], Any], told: str) -> None:
         self.act(
-            "redo",
-            lambda job: self.session.redo(),
-            lambda edit: self.message.say(f"Put back: {_said(edit)}."),
+            what,
+            lambda job: does(),
+            lambda edit: self.message.say(f"{told}: {_said(edit)}."),
             light=True,
             repeats=True,
         )
