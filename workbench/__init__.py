@@ -119,6 +119,16 @@ if TYPE_CHECKING:
     from workbench.receipts import Receipt, receipt
     from workbench.session import Session
     from workbench.stats import SecondMoment, second_moments
+    from workbench.studies import (
+        Record,
+        Study,
+        Trial,
+        gaps,
+        published,
+        recorded,
+        run_study,
+        study,
+    )
     from workbench.widgets import EditBench
 
 __version__ = "0.1.0"
@@ -238,6 +248,14 @@ _ROOMS = {
     "retention": "forgetting",
     "survival": "forgetting",
     "survival_map": "forgetting",
+    "Record": "studies",
+    "Study": "studies",
+    "Trial": "studies",
+    "gaps": "studies",
+    "published": "studies",
+    "recorded": "studies",
+    "run_study": "studies",
+    "study": "studies",
     "SecondMoment": "stats",
     "second_moments": "stats",
 }
@@ -359,6 +377,14 @@ __all__ = [
     "plot_lens",
     "plot_promoted",
     "plot_residual_shift",
+    "Record",
+    "Study",
+    "Trial",
+    "gaps",
+    "published",
+    "recorded",
+    "run_study",
+    "study",
 ]
 
 
