@@ -87,9 +87,7 @@ def test_a_study_runs_records_and_is_not_run_twice(record):
     assert list(record.runs["facts"]) == [6, 6] and list(record.runs["at once"]) == [3, 3]
     assert {"target", "foil"}.isdisjoint(record.rows)  # no texts
     before = {p: p.stat().st_mtime_ns for p in record.path.glob("*/*")}
-    again = wb.run_study(
-        wb.study("nse_sequential", **SMALL), out=record.path, only=["MEMIT", "FT"]
-    )
+    again = wb.run_study(wb.study("nse_sequential", **SMALL), out=record.path, only=["MEMIT", "FT"])
     assert {p: p.stat().st_mtime_ns for p in record.path.glob("*/*")} == before
     pd.testing.assert_frame_equal(again.table(), record.table())
 

@@ -9,7 +9,13 @@ from workbench.inspectors.codebook import (
 )
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
-from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates, with_alpha
+from workbench.inspectors.hooks import (
+    alpha_history,
+    check_entries,
+    hook_gates,
+    rethreshold,
+    with_alpha,
+)
 from workbench.inspectors.keys import closures, key_conflicts, key_table
 from workbench.inspectors.lens import lens_difference, logit_lens
 from workbench.inspectors.moved import moved_neurons, promoted_tokens, residual_shift
@@ -47,5 +53,6 @@ __all__ = [
     "residual_shift",
     "weight_drift",
     "weight_updates",
+    "rethreshold",
     "with_alpha",
 ]
