@@ -95,7 +95,7 @@ _FORGETTING = Study(
     papers=("forgetting at scale", "ROME"),
     model=SMALL,
     dataset="counterfact",
-    edits=150,
+    edits=100,
     batch=1,
     checkpoints=(1.0,),
     dense=10,
@@ -106,7 +106,7 @@ _FORGETTING = Study(
         _MEMIT,
         Trial(name="FT within bounds", editor="FTL", common=False),
     ),
-    folder="forgetting_smollm2-135m_150",
+    folder="forgetting_smollm2-135m_100",
 )
 
 
