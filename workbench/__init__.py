@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from workbench.editors import (
         EDITORS,
         EMMET,
+        ENN,
         FT,
         FTEWC,
+        FTKL,
         FTL,
         FTW,
         GRACE,
+        KE,
         MEMIT,
+        MEND,
         NSE,
         ROME,
         AlphaEdit,
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
         prune,
     )
     from workbench.editors.explain import explain_options
+    from workbench.editors.learned.judging import lesson_summary, score_lessons
+    from workbench.editors.learned.lessons import Lesson, Lessons
+    from workbench.editors.learned.tasks import check_task, make_lessons
     from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
     from workbench.experiment import (
@@ -136,6 +143,12 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "explain_options": "editors.explain",
+    "Lesson": "editors.learned.lessons",
+    "Lessons": "editors.learned.lessons",
+    "check_task": "editors.learned.tasks",
+    "make_lessons": "editors.learned.tasks",
+    "lesson_summary": "editors.learned.judging",
+    "score_lessons": "editors.learned.judging",
     "Session": "session",
     "EditBench": "widgets",
     "datasets": "",
@@ -159,12 +172,16 @@ _ROOMS = {
     "FT": "editors",
     "FTL": "editors",
     "FTW": "editors",
+    "FTKL": "editors",
     "FTEWC": "editors",
     "FTRetrain": "editors",
     "Defer": "editors",
     "MemoryNetwork": "editors",
     "GRACE": "editors",
     "MEMIT": "editors",
+    "MEND": "editors",
+    "KE": "editors",
+    "ENN": "editors",
     "ROME": "editors",
     "Editor": "editors",
     "WorkbenchError": "errors",
@@ -264,6 +281,12 @@ _ROOMS = {
 
 __all__ = [
     "explain_options",
+    "Lesson",
+    "Lessons",
+    "check_task",
+    "lesson_summary",
+    "make_lessons",
+    "score_lessons",
     "Session",
     "EditBench",
     "EDITORS",
@@ -275,12 +298,16 @@ __all__ = [
     "FT",
     "FTL",
     "FTW",
+    "FTKL",
     "FTEWC",
     "FTRetrain",
     "Defer",
     "MemoryNetwork",
     "GRACE",
     "MEMIT",
+    "MEND",
+    "KE",
+    "ENN",
     "ROME",
     "Alarm",
     "Delta",
