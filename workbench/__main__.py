@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from workbench import places
+from workbench.arguments import EDITOR, LOADING, MODEL, SCORE, STREAM, SUMMARY, Argument
 from workbench.errors import OptionError, WorkbenchError, did_you_mean
 
 __all__ = ["main"]
@@ -147,11 +148,7 @@ THIN = {
         "workbench summary data/results/counterfact_smollm2-135m/ROME.csv",
     ),
 }
-MODEL: tuple[str, dict[str, object]] = (
-    "model",
-    {"metavar": "MODEL", "help": "a name, a folder or a hub id"},
-)
-ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
+ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "edit": (
         MODEL,
         ("--prompt", {"required": True, "help": "with one {} where the subject goes"}),
@@ -159,53 +156,20 @@ ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
         ("--target", {"required": True, "help": "what the model shall say"}),
         ("--true", {"help": "what it said before; shown beside the target"}),
         ("--editor", {"default": "ROME", "help": "an editor's name (default: %(default)s)"}),
-        (
-            "--option",
-            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
-        ),
+        *EDITOR,
+        *LOADING,
         ("--out", {"metavar": "FILE", "help": "save the edit here (.safetensors)"}),
     ),
-    "score": (
-        MODEL,
-        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
-        ("--limit", {"type": int, "help": "only the first records"}),
-        (
-            "--edit",
-            {"action": "append", "default": [], "metavar": "FILE", "help": "apply a saved edit"},
-        ),
-        ("--protocol", {"help": "counterfact, zsre or easyedit"}),
-        ("--out", {"metavar": "FILE", "help": "save the table here (.csv)"}),
-    ),
+    "score": SCORE,
     "stats": (
         MODEL,
         ("--layers", {"type": int, "nargs": "+", "required": True, "help": "such as 5 6 7"}),
         ("--corpus", {"default": "self", "help": "self, a path, or a hub id"}),
         ("--tokens", {"type": int, "help": "tokens to average"}),
+        *LOADING,
     ),
-    "stream": (
-        MODEL,
-        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
-        ("--out", {"required": True, "metavar": "FOLDER", "help": "the run's folder"}),
-        ("--editor", {"default": "MEMIT", "help": "an editor's name (default: %(default)s)"}),
-        (
-            "--option",
-            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
-        ),
-        ("--limit", {"type": int, "help": "only the first records"}),
-        ("--batch-size", {"type": int, "default": 1, "help": "facts an edit (default: 1)"}),
-        (
-            "--evaluate-at",
-            {"type": int, "nargs": "+", "metavar": "N", "help": "measure everything after N edits"},
-        ),
-        ("--dense-every", {"type": int, "metavar": "N", "help": "a subset every N edits as well"}),
-        ("--skip-errors", {"action": "store_true", "help": "leave out batches that fail"}),
-        ("--fresh", {"action": "store_true", "help": "delete an older run in this folder first"}),
-    ),
-    "summary": (
-        ("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),
-        ("--first", {"type": int, "metavar": "N", "help": "only the first N cases of every run"}),
-        ("--over-runs", {"action": "store_true", "help": "mean and deviation over runs"}),
-    ),
+    "stream": STREAM,
+    "summary": SUMMARY,
 }
 
 
