@@ -13,13 +13,13 @@ import pandas as pd
 from workbench import datasets
 from workbench.atomic import write_atomically
 from workbench.editors import find_editor
-from workbench.edits import load_edit
 from workbench.errors import DataError, OptionError
 from workbench.experiment import stream
 from workbench.facts import EditCase, EditRequest
 from workbench.forgetting import retention
 from workbench.metrics import next_tokens, score, summary
 from workbench.model import ModelView
+from workbench.patches import apply_patch
 from workbench.pretrained import load
 from workbench.stats import second_moments
 
@@ -59,7 +59,7 @@ def _score(args: argparse.Namespace) -> int:
     view = load(args.model)
     cases = _cases(args.data, args.limit)
     for path in args.edit:
-        view.push(load_edit(path))
+        apply_patch(path, view)
     table = score(view, cases, protocol=args.protocol)
     if args.out:
         write_atomically(args.out, table.to_csv(index=False).encode())
