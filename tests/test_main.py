@@ -9,7 +9,7 @@ from workbench import __main__ as cli
 from workbench.commands import _side_by_side
 from workbench.runs import RunFolder
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary")
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary", "patch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

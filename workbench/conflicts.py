@@ -2,7 +2,7 @@
 
 An edit D was solved to turn the key k it wrote, and to leave other keys alone. How much of it
 reaches a key k' of another edit is ``‖D k'‖ / ‖D k‖``, of the keys and changes that both carry; no
-model is needed. Both directions are looked at and each counts. Edits without keys
+model is needed. Both directions are looked at and the larger counts. Edits without keys
 (fine-tuning) and memories are compared by their facts alone, except where a memory would replace
 another or two codebooks call different entries by one name.
 """
@@ -59,7 +59,9 @@ def find_conflicts(
         ("other target", "replaces", "entries", "keys", "same fact", "same subject")
     )}  # fmt: skip
     rows.sort(key=lambda r: (order[r["kind"]], -r["overlap"] if r["kind"] == "keys" else 0))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    twice = table.duplicated(["a", "b", "parameter"]) & (table["kind"] == "keys")
+    return table[~twice].reset_index(drop=True)
 
 
 def _row(kind: str, edits: Sequence[Edit], a: int, b: int, **more: Any) -> Row:

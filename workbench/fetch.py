@@ -236,7 +236,9 @@ def _write_tokenizer(gguf_file: Path, folder: Path, max_length: int) -> None:
     """transformers reads the vocabulary; the single-digit rule it leaves out is put back."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
+    )
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"

@@ -17,6 +17,7 @@ from workbench.export import export_peft
 from workbench.inspectors import compare_models
 from workbench.patches import (
     apply_patch,
+    count,
     load_patch,
     merge_patches,
     model_line,
@@ -50,7 +51,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     about = table.attrs
     size = f"{about['file_bytes']:,} bytes, format {about['format']}"
-    print(f"{args.patch}: {len(table)} edits, {size}")
+    print(f"{args.patch}: {count(len(table), 'edit')}, {size}")
     print(f"  base      {model_line(about['model'])}")
     print(f"  made with {', '.join(f'{k} {v}' for k, v in about['versions'].items())}")
     print(table.to_string(index=False, max_colwidth=48))
@@ -69,7 +70,7 @@ def _apply(args: argparse.Namespace) -> int:
     patch, view = load_patch(args.patch), load(args.model)
     edits = apply_patch(patch, view)
     view.save_pretrained(args.out)
-    print(f"{view.describe()}; {len(edits)} edits applied")
+    print(f"{view.describe()}; {count(len(edits), 'edit')} applied")
     print(f"saved: {args.out}")
     return 0
 

@@ -30,6 +30,7 @@ __all__ = [
     "apply_patch",
     "load_patch",
     "conflict_line",
+    "count",
     "merge_patches",
     "model_line",
     "outcome_of",
@@ -106,7 +107,8 @@ class Patch:
         facts = sum(len(e.requests) for e in self.edits)
         kib = sum(e.nbytes for e in self.edits) / 1024
         return (
-            f"<Patch of {len(self.edits)} edits ({names}), {facts} facts, {kib:.0f} KiB, for "
+            f"<Patch of {count(len(self.edits), 'edit')} ({names}), {count(facts, 'fact')}, "
+            f"{kib:.0f} KiB, for "
             f"{model_line(self.model)}>"
         )
 
@@ -126,8 +128,8 @@ def load_patch(path: Pathlike) -> Patch:
     if not edits:
         raise DataError(f"{path} holds no edit.")
     first = found[0].manifest
-    model = {"revision": None} | dict(first["model"]) | {"fingerprint": edits[0].base}
-    if len({e.base for e in edits}) > 1 or first["model"].get("fingerprint") != edits[0].base:
+    model = first["model"]
+    if {e.base for e in edits} != {model.get("fingerprint")}:
         raise DataError(f"{path} holds edits of several base models: they cannot stand together.")
     outcome = first.get("outcome", {}) if len(found) == 1 else {}
     return Patch(edits, model, outcome, str(path))
@@ -339,6 +341,11 @@ def outcome_of(view: ModelView) -> dict[str, Any]:
         "device": view.device.type,
         "parameters": {n: checksum(parameters[n]) for n in dict.fromkeys(names)},
     }
+
+
+def count(n: int, what: str) -> str:
+    """``1 edit``, ``2 edits``."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def model_line(model: Mapping[str, Any]) -> str:

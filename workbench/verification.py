@@ -17,7 +17,7 @@ from workbench.facts import EditCase
 from workbench.inspectors import check_entries
 from workbench.metrics import score
 from workbench.model import ModelView
-from workbench.patches import Patch, load_patch, model_line, outcome_of, patch_conflicts
+from workbench.patches import Patch, count, load_patch, model_line, outcome_of, patch_conflicts
 from workbench.weights import lineage
 
 __all__ = ["verify_patch"]
@@ -60,7 +60,11 @@ def _findings(patch: str | os.PathLike[str] | Patch, view: ModelView | None) -> 
         yield "file", False, str(err)
         return
     n = sum(len(e.pieces) for e in found.edits)
-    yield "file", True, f"{len(found.edits)} edits with {n} changes; checksums and ids fit"
+    yield (
+        "file",
+        True,
+        f"{count(len(found.edits), 'edit')} with {count(n, 'change')}; checksums and ids fit",
+    )
     bad = [i for i, e in enumerate(found.edits) if not e.is_finite()]
     yield "numbers", not bad, f"NaN or Inf in entries {bad}" if bad else "all finite"
     yield _lineage(found.edits)

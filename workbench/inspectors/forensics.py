@@ -208,11 +208,12 @@ def _finding(table: pd.DataFrame, compared: int) -> dict[str, Any]:
         said = f"{len(table)} of {compared} parameters differ by rounding alone"
         return {"finding": said, "likely_edits": 0}
     layers = sorted(real["layer"].dropna().unique().tolist())
-    where = f" (layers {', '.join(map(str, layers))})" if layers else ""
+    many = "s" if len(layers) > 1 else ""
+    where = f" (layer{many} {', '.join(map(str, layers))})" if layers else ""
     low = not real["more"].any() and real["layer"].notna().all() and real["part"].nunique() == 1
     most = int(real["rank"].max())
     said = f"{len(real)} of {compared} parameters differ{where}: {', '.join(real['part'].unique())}"
     said += f", at rank {most}" if low else f", at rank {most} or more"
     if low:
-        said += ", as closed-form edits of so many facts leave it"
+        said += ", as closed-form edits of so many keys leave it"
     return {"finding": said, "likely_edits": most if low else None}

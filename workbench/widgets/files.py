@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.edits import Edit
 from workbench.errors import OptionError
-from workbench.patches import conflict_line, model_line, show_patch
+from workbench.patches import conflict_line, count, model_line, show_patch
 from workbench.session.reporting import write_report
 from workbench.widgets.panel import Panel
 from workbench.widgets.parts import button, column, field, row
@@ -65,7 +65,7 @@ class FilesPanel(Panel):
     def _loaded(self, edits: tuple[Edit, ...]) -> str:
         found = self.session.conflicts(len(edits))
         warning = f" Note: {conflict_line(found)}" if len(found) else ""
-        return f"Loaded {len(edits)} edits.{warning}"
+        return f"Loaded {count(len(edits), 'edit')}.{warning}"
 
     def export(self) -> None:
         """Write the report."""
@@ -92,4 +92,4 @@ def _manifest_line(table: pd.DataFrame) -> str:
     facts = [f"{e}: {p} → {t}" for e, p, t in zip(*(table[c] for c in SHOWN), strict=True)]
     more = f" and {len(facts) - 5} more" if len(facts) > 5 else ""
     model = model_line(table.attrs["model"])
-    return f"{len(facts)} edits for {model}. {'; '.join(facts[:5])}{more}."
+    return f"{count(len(facts), 'edit')} for {model}. {'; '.join(facts[:5])}{more}."
