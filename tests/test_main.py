@@ -20,7 +20,7 @@ def write_tasks(folder):
     return str(_tasks(folder))
 
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary")
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary", "patch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

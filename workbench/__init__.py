@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         codebook_history,
         codebook_map,
         codebook_table,
+        compare_models,
         edit_site,
         hook_gates,
         key_conflicts,
@@ -95,6 +96,15 @@ if TYPE_CHECKING:
     )
     from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
+    from workbench.patches import (
+        Patch,
+        apply_patch,
+        load_patch,
+        merge_patches,
+        patch_conflicts,
+        save_patch,
+        show_patch,
+    )
     from workbench.plots import (
         plot_alpha,
         plot_causal,
@@ -111,6 +121,7 @@ if TYPE_CHECKING:
         plot_hooks,
         plot_layer_sweep,
         plot_lens,
+        plot_model_comparison,
         plot_moments,
         plot_neurons,
         plot_next_tokens,
@@ -138,6 +149,7 @@ if TYPE_CHECKING:
         run_study,
         study,
     )
+    from workbench.verification import verify_patch
     from workbench.widgets import EditBench
 
 __version__ = "0.1.0"
@@ -279,6 +291,16 @@ _ROOMS = {
     "study": "studies",
     "SecondMoment": "stats",
     "second_moments": "stats",
+    "Patch": "patches",
+    "apply_patch": "patches",
+    "load_patch": "patches",
+    "merge_patches": "patches",
+    "patch_conflicts": "patches",
+    "save_patch": "patches",
+    "show_patch": "patches",
+    "verify_patch": "verification",
+    "compare_models": "inspectors",
+    "plot_model_comparison": "plots",
 }
 
 __all__ = [
@@ -418,6 +440,16 @@ __all__ = [
     "recorded",
     "run_study",
     "study",
+    "Patch",
+    "apply_patch",
+    "load_patch",
+    "merge_patches",
+    "patch_conflicts",
+    "save_patch",
+    "show_patch",
+    "verify_patch",
+    "compare_models",
+    "plot_model_comparison",
 ]
 
 

@@ -19,6 +19,7 @@ from typing import NoReturn
 from workbench import places
 from workbench.arguments import EDITOR, LOADING, MODEL, SCORE, STREAM, SUMMARY, Argument
 from workbench.errors import OptionError, WorkbenchError, did_you_mean
+from workbench.patcharguments import PATCH_ARGUMENTS, PATCH_WORDS
 
 __all__ = ["main"]
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_command(parser, words[0])
         args, rest = parser.parse_known_args(words)
         if rest and not args.takes_more:
-            raise OptionError(_unknown(parser, args.command, rest[0]))
+            raise OptionError(_unknown(args.parser, rest[0]))
         return int(args.run(args, rest))
     except WorkbenchError as err:
         print(f"workbench: {err}", file=sys.stderr)
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in THIN:
         _add_thin(commands, name)
+    _add_patch(commands)
     return parser
 
 
@@ -180,11 +182,25 @@ def _add_thin(commands: _Commands, name: str) -> None:
         parser.add_argument(argument, **options)  # type: ignore[arg-type]
 
 
+def _add_patch(commands: _Commands) -> None:
+    parser = commands.add(
+        "patch",
+        _patch,
+        "edits as files: show, verify, apply, merge, export and compare them",
+        "workbench patch show edit.safetensors",
+    )
+    words = _Commands(parser, dest="word")
+    for name, (text, example) in PATCH_WORDS.items():
+        made = words.add(name, _patch, text, example)
+        for argument, options in PATCH_ARGUMENTS[name]:
+            made.add_argument(argument, **options)  # type: ignore[arg-type]
+
+
 class _Commands:
     """Adds commands that all look alike: one line of help and an example."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.made = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    def __init__(self, parser: argparse.ArgumentParser, *, dest: str = "command") -> None:
+        self.made = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
         parser.set_defaults(takes_more=False)
 
     def add(
@@ -197,7 +213,7 @@ class _Commands:
             epilog=f"example: {example}",
             allow_abbrev=False,
         )
-        parser.set_defaults(run=run, takes_more=takes_more)
+        parser.set_defaults(run=run, takes_more=takes_more, parser=parser)
         return parser
 
 
@@ -207,9 +223,9 @@ def _require_command(parser: argparse.ArgumentParser, word: str) -> None:
         raise OptionError(f"there is no command {word!r}." + did_you_mean(word, known))
 
 
-def _unknown(parser: argparse.ArgumentParser, command: str, word: str) -> str:
-    known = [o for a in _subparsers(parser)[command]._actions for o in a.option_strings]
-    return f"`workbench {command}` has no option {word!r}." + did_you_mean(word, known)
+def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
+    known = [o for a in parser._actions for o in a.option_strings]
+    return f"`{parser.prog}` has no option {word!r}." + did_you_mean(word, known)
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -252,6 +268,13 @@ def _thin(args: argparse.Namespace, rest: list[str]) -> int:
     from workbench.commands import run
 
     return run(args.command, args)
+
+
+def _patch(args: argparse.Namespace, rest: list[str]) -> int:
+    _quiet()
+    from workbench.patchcommands import run_patch
+
+    return run_patch(args.word, args)
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:

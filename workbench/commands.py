@@ -14,13 +14,13 @@ from workbench.asked import cases_of, options_of, tasks_of, watch_of
 from workbench.atomic import write_atomically
 from workbench.editors import find_editor
 from workbench.editors.base import Editor
-from workbench.edits import load_edit
 from workbench.errors import DataError, OptionError
 from workbench.experiment import open_stack, rounds, stream
 from workbench.facts import EditCase, EditRequest
 from workbench.forgetting import retention
 from workbench.metrics import downstream, free_writing, next_tokens, score, summary
 from workbench.model import ModelView
+from workbench.patches import apply_patch
 from workbench.pretrained import load
 from workbench.stats import second_moments
 
@@ -65,7 +65,7 @@ def _score(args: argparse.Namespace) -> int:
     view, tasks = _load(args), tasks_of(args)
     cases = cases_of(args)
     for path in args.edit:
-        view.push(load_edit(path))
+        apply_patch(path, view)
     if args.held is not None:
         open_stack(args.held, view, at=args.at)
     table = score(

@@ -9,6 +9,7 @@ from workbench.inspectors.codebook import (
 )
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
+from workbench.inspectors.forensics import compare_models
 from workbench.inspectors.hooks import (
     alpha_history,
     check_entries,
@@ -36,6 +37,7 @@ __all__ = [
     "causal_trace",
     "check_entries",
     "closures",
+    "compare_models",
     "edit_site",
     "hook_gates",
     "key_conflicts",
