@@ -6,8 +6,8 @@ wb.moments("data/runs/memit")
 """
 
 from workbench.experiment.alarm import Alarm
-from workbench.experiment.kept import open_stack, save_stack
 from workbench.experiment.apart import rounds
+from workbench.experiment.kept import open_stack, save_stack
 from workbench.experiment.running import StreamStep
 from workbench.experiment.streaming import moments, stream, stream_rows
 
