@@ -352,6 +352,17 @@ def test_conflicts_of_keys(view: ModelView) -> None:
     assert kinds([a, replace(weight_edit(view, 1, 2), keys={view.weight_name(2): near})]) == []
 
 
+def test_subjects_that_end_alike_overlap(tiny: ModelView) -> None:
+    """Of real edits: the key is that of the subject's last token."""
+    subjects = ("Frida Yarlic", "Greta Quilander", "Helga Yarlic", "Irena Dorvsen")
+    facts = [
+        wb.EditRequest(prompt="{} works as a", subject=s, target_new="teacher") for s in subjects
+    ]
+    edits = wb.ROME.preset(tiny, steps=2).edit_each(tiny, facts)
+    table = wb.patch_conflicts(edits)
+    assert table[["kind", "a", "b"]].values.tolist() == [["keys", 0, 2]]
+
+
 def test_merging_in_conflict_warns(view: ModelView) -> None:
     a = weight_edit(view, 0)
     b = weight_edit(view, 0, 2, requests=(replace(FACTS[0], target_new="Oslo"),))
@@ -426,3 +437,16 @@ def test_mistakes_on_the_command_line(on_disk, tmp_path: Path, capsys) -> None:
     assert "FAILED" in capsys.readouterr().out
     assert cli.main(["patch", "apply", str(path), "--model", str(base), "--out", "x"]) == 2
     assert "does not match its checksum" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- how large
+
+
+def test_sizes_on_the_default_model(smollm2: ModelView, tmp_path: Path) -> None:
+    options = {"corpus": "identity", "templates": ("{}",), "steps": 2}  # none decides the size
+    facts = wb.datasets.facts(limit=100)
+    rome = wb.ROME.preset(smollm2, **options).edit(smollm2, facts[0])
+    assert rome.save(tmp_path / "rome").stat().st_size <= 20_000
+    memit = wb.MEMIT.preset(smollm2, **options).edit(smollm2, facts)
+    model = sum(p.numel() * p.element_size() for p in smollm2.model.parameters())
+    assert memit.save(tmp_path / "memit").stat().st_size <= 0.05 * model
