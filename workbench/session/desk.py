@@ -15,16 +15,15 @@ from typing import Any
 import pandas as pd
 
 from workbench.comparison import Comparison, compare_steps
-from workbench.conflicts import find_conflicts
 from workbench.editors import EDITORS, Editor, find_editor
 from workbench.edits import Edit
 from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
-from workbench.experiment import StreamStep, save_stack, stream
+from workbench.experiment import StreamStep, stream
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
-from workbench.patches import apply_patch, save_patch
 from workbench.receipts import Receipt, receipt
+from workbench.session.files import load_edits, newest_conflicts, save_edits
 from workbench.session.resuming import Folders
 
 __all__ = ["Session"]
@@ -329,10 +328,7 @@ class Session:
         Raises:
             OptionError: if the stack is empty.
         """
-        path = Path(path).expanduser()
-        if path.suffix == ".safetensors":
-            return save_patch(self.view, path)
-        return save_stack(self.view, path)
+        return save_edits(self.view, path)
 
     def load(self, path: str | os.PathLike[str]) -> tuple[Edit, ...]:
         """Put saved edits on the stack: a ``.safetensors`` file, a saved folder, or a run.
@@ -344,10 +340,11 @@ class Session:
             DataError: if there is no such file or it is damaged.
             EditMismatchError: for another model.
         """
-        added = apply_patch(path, self.view)
+        held = len(self.view.stack)
+        load_edits(self.view, path)
         self.preview = self._moment = None
         self._undone.clear()
-        return added
+        return self.view.stack[held:]
 
     def conflicts(self, newest: int) -> pd.DataFrame:
         """Where the newest edits are in conflict with those below them.
@@ -358,8 +355,7 @@ class Session:
         Returns:
             The table of :func:`workbench.patch_conflicts`.
         """
-        stack = self.view.held
-        return find_conflicts(stack, origin=[i >= len(stack) - newest for i in range(len(stack))])
+        return newest_conflicts(self.view, newest)
 
     # ------------------------------------------------------------------ inside
 
