@@ -7,6 +7,7 @@ import base64
 import html
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +401,17 @@ def test_edits_are_saved_loaded_and_reported(bench: Any, tmp_path: Path) -> None
     files.path.value = str(tmp_path / "one.safetensors")
     files.save()
     bench.session.view.reset()
+    files.show_file()
+    assert "1 edit for tiny (fingerprint" in said(files) and edit.requests[0].text in said(files)
+    assert not bench.session.view.stack
     files.load_file()
     assert bench.session.view.stack[0].id == edit.id and bench.where.value == "tiny · 1 edit"
+    assert "Loaded 1 edit." in said(files) and "conflict" not in said(files)
+    rival = replace(edit, requests=(replace(edit.requests[0], target_new="Lantern"),))
+    rival.save(tmp_path / "one.safetensors")
+    with pytest.warns(UserWarning, match="another stack|was computed on"):
+        files.load_file()
+    assert "1 × other target" in said(files) and len(bench.session.view.stack) == 2
     files.report.value = str(tmp_path / "report.html")
     files.export()
     assert edit.id in (tmp_path / "report.html").read_text()

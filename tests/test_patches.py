@@ -270,6 +270,13 @@ def test_verify_sees_that_an_edit_holds(tiny: ModelView, tmp_path: Path) -> None
 # ---------------------------------------------------------------------- algebra
 
 
+def test_edits_that_share_their_tensors_are_saved(view: ModelView, tmp_path: Path) -> None:
+    one = weight_edit(view, 0)
+    other = replace(one, requests=(FACTS[1],))
+    path = wb.save_patch([one, other], tmp_path / "s")
+    assert [e.id for e in wb.load_patch(path).edits] == [one.id, other.id]
+
+
 def test_pick_reorder_drop(view: ModelView, tmp_path: Path) -> None:
     patch = wb.load_patch(wb.save_patch(stacked(view), tmp_path / "s"))
     a, b, c = (e.id for e in patch.edits)
