@@ -15,7 +15,7 @@ import pytest
 
 import workbench as wb
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "learned.py"
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "learned_tables.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def bench() -> Iterator[ModuleType]:
 
 
 def options(bench: ModuleType, monkeypatch, *words: str) -> argparse.Namespace:
-    monkeypatch.setattr("sys.argv", ["learned.py", *words])
+    monkeypatch.setattr("sys.argv", ["learned_tables.py", *words])
     return bench._arguments()  # type: ignore[no-any-return]
 
 
@@ -67,7 +67,7 @@ def test_runs_are_resumed_and_what_is_missing_is_said(
     words += ["--out", str(out), "--trained", str(tmp_path / "none")]
     chosen = tmp_path / "options.json"
     chosen.write_text('{"FT": {"lr": 1e-3, "steps": 2}}')
-    monkeypatch.setattr("sys.argv", ["learned.py", *words, "--options", str(chosen)])
+    monkeypatch.setattr("sys.argv", ["learned_tables.py", *words, "--options", str(chosen)])
     monkeypatch.setattr(bench, "LEARNED", ("MEND", "KE", "ENN"))
     monkeypatch.delitem(wb.EDITORS, "KE", raising=False)
     bench.main()
