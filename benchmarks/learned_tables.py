@@ -1,7 +1,7 @@
 """Learned editors against fine-tuning: edit success and drawdown on held-out edits.
 
-    python benchmarks/learned.py --model tiny --task tiny --train --steps 600
-    python benchmarks/learned.py --model smollm2-135m --task qa --data zsre_train.tsv \
+    python benchmarks/learned_tables.py --model tiny --task tiny --train --steps 600
+    python benchmarks/learned_tables.py --model smollm2-135m --task qa --data zsre_train.tsv \
         --validation zsre.json --train --steps 1500 --options options.json
 
 Three tables of MEND's paper (arXiv 2110.11309): editors one edit at a time (tables 3 and 4), edits
