@@ -60,6 +60,15 @@ def usable(texts: Iterable[str], *, n: int) -> list[str]:
     return found
 
 
+def openings(texts: Sequence[str]) -> list[str]:
+    """Pieces of fifty words, every text's first piece before any text's second."""
+    words = [text.split(" ") for text in texts]
+    most = max(map(len, words)) // FEWEST_WORDS
+    cut = ((w, k * FEWEST_WORDS) for k in range(most) for w in words)
+    pieces = (w[start : start + FEWEST_WORDS] for w, start in cut)
+    return [" ".join(piece) for piece in pieces if len(piece) == FEWEST_WORDS]
+
+
 def passages(texts: Sequence[str]) -> list[EditRequest]:
     """Texts that must stay as they are: the first word as prompt, the rest as what follows it."""
     return [_passage(text.split(" ")) for text in texts]
@@ -80,7 +89,7 @@ def continuations(
     Raises:
         DataError: if no sample can be written as text.
     """
-    recipe = _recipe(view, texts, seed)
+    recipe, texts = _recipe(view, texts, seed), openings(texts)
     folder = cache_dir("lessons") if folder is None else folder
     path = folder / f"continuations-{fingerprint_of(recipe)}.json"
     chunks = _kept(path)
@@ -92,7 +101,7 @@ def continuations(
     pairs = [pair for chunk in chunks for pair in chunk][:n]
     if not pairs:
         raise DataError(
-            f"nothing that {view.name} wrote behind {len(texts)} texts reads back as the same "
+            f"nothing that {view.name} wrote behind {len(texts)} openings reads back as the same "
             "tokens: its tokenizer does not know their words; give other texts."
         )
     return [_topic(prompt, completion) for prompt, completion in pairs]

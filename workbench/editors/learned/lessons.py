@@ -211,9 +211,9 @@ class Lessons:
         inside = self.local or tuple(r for t in self.training for r in t.local)
         outside = self.held_out_local or tuple(r for t in self.held_out for r in t.local)
         closed = frozenset().union(*(t.prompts for t in self.held_out))
-        pool = _unique(inside, closed)
-        seen = frozenset(r.text for r in pool).union(*(t.prompts for t in self.training))
-        return pool, _unique(outside, seen)
+        pool = _unique(inside, closed, frozenset())
+        written = frozenset().union(*(t.prompts for t in self.training))
+        return pool, _unique(outside, written, frozenset(map(_whole, pool)))
 
     def _lesson(self, side: int, step: int, n_edits: int, n_local: int) -> Lesson:
         topics = (self.training, self.held_out)[side]
@@ -297,13 +297,16 @@ def _gainsaid(local: EditRequest, edits: Sequence[EditRequest]) -> bool:
     )
 
 
-def _unique(pool: Iterable[EditRequest], closed: frozenset[str]) -> tuple[EditRequest, ...]:
-    """The first of each prompt that is not closed."""
-    by_text: dict[str, EditRequest] = {}
-    for request in pool:
-        if request.text not in closed:
-            by_text.setdefault(request.text, request)
-    return tuple(by_text.values())
+def _unique(
+    pool: Iterable[EditRequest], prompts: frozenset[str], wholes: frozenset[tuple[str, str]]
+) -> tuple[EditRequest, ...]:
+    """Each text once, without those of the given prompts and those given whole."""
+    kept = {_whole(r): r for r in pool if r.text not in prompts}
+    return tuple(r for whole, r in kept.items() if whole not in wholes)
+
+
+def _whole(request: EditRequest) -> tuple[str, str]:
+    return request.text, request.target_new
 
 
 def _bytes(
