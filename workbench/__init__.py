@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EMMET,
         FT,
         FTEWC,
+        FTKL,
         FTL,
         FTW,
         GRACE,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
         prune,
     )
     from workbench.editors.explain import explain_options
+    from workbench.editors.learned.judging import lesson_summary, score_lessons
+    from workbench.editors.learned.lessons import Lesson, Lessons
+    from workbench.editors.learned.tasks import check_task, make_lessons
     from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
     from workbench.experiment import (
@@ -136,6 +140,12 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "explain_options": "editors.explain",
+    "Lesson": "editors.learned.lessons",
+    "Lessons": "editors.learned.lessons",
+    "check_task": "editors.learned.tasks",
+    "make_lessons": "editors.learned.tasks",
+    "lesson_summary": "editors.learned.judging",
+    "score_lessons": "editors.learned.judging",
     "Session": "session",
     "EditBench": "widgets",
     "datasets": "",
@@ -159,6 +169,7 @@ _ROOMS = {
     "FT": "editors",
     "FTL": "editors",
     "FTW": "editors",
+    "FTKL": "editors",
     "FTEWC": "editors",
     "FTRetrain": "editors",
     "Defer": "editors",
@@ -264,6 +275,12 @@ _ROOMS = {
 
 __all__ = [
     "explain_options",
+    "Lesson",
+    "Lessons",
+    "check_task",
+    "lesson_summary",
+    "make_lessons",
+    "score_lessons",
     "Session",
     "EditBench",
     "EDITORS",
@@ -275,6 +292,7 @@ __all__ = [
     "FT",
     "FTL",
     "FTW",
+    "FTKL",
     "FTEWC",
     "FTRetrain",
     "Defer",

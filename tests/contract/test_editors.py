@@ -48,9 +48,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "MemoryNetwork": {"layers": (1,), "steps": 10, "lr": 0.03, "slots": 5},
     "FTEWC": {"layers": (1,), "steps": 4, "lr": 1e-2, "penalty": 10.0},
     "FTRetrain": {"layers": (1,), "steps": 4, "lr": 1e-2, "stop": "loss"},
+    "FTKL": {"layers": (1,), "steps": 4, "lr": 1e-2, "matrices": "down", "corpus": "facts"},
 }
 #: Editors that work beside any module of any family.
-ANYWHERE = ("FT", "FTL", "FTW", "FTEWC", "FTRetrain", "GRACE", "Defer", "MemoryNetwork")
+ANYWHERE = ("FT", "FTL", "FTW", "FTKL", "FTEWC", "FTRetrain", "GRACE", "Defer", "MemoryNetwork")
 #: Options under which the bare prompt's key is written (almost) exactly.
 EXACT: dict[str, dict[str, Any]] = {
     "MEMIT": {"lam": 1e-9},

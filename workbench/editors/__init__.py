@@ -8,6 +8,7 @@ from __future__ import annotations
 from workbench.editors.base import Editor
 from workbench.editors.continual import FTEWC, FTRetrain
 from workbench.editors.finetune import FT, FTL, FTW
+from workbench.editors.keeping import FTKL
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
 from workbench.editors.memory import GRACE, Defer, MemoryNetwork
 from workbench.edits import Edit
@@ -18,6 +19,7 @@ __all__ = [
     "EMMET",
     "FT",
     "FTEWC",
+    "FTKL",
     "FTL",
     "FTRetrain",
     "FTW",
@@ -41,6 +43,7 @@ EDITORS: dict[str, type[Editor]] = {
         FT,
         FTL,
         FTW,
+        FTKL,
         FTEWC,
         FTRetrain,
         ROME,

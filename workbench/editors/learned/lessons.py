@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import OptionError
+from workbench.errors import OptionError, did_you_mean
 from workbench.facts import EditCase, EditRequest
 
 __all__ = ["Lesson", "Lessons", "Topic", "topics_of"]
@@ -32,6 +32,7 @@ UNTOUCHED = ("locality", "neighborhood", "attribute", "upstream")
 #: Share of topics that are held out where nothing else is said.
 HELD_OUT = 0.2
 TRAINING, VALIDATION, SPLITTING = 0, 1, 2
+MEASURES = ("accuracy", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,13 @@ class Lessons:
         local: texts that must stay as they are; empty takes those of the topics themselves.
         held_out_local: the same for validation.
         seed: of every draw.
+        measure: what keeping ``local`` is measured in, ``accuracy`` (is it still right) or
+            ``perplexity`` (of its text).
         note: task, rephrasing source and locality source, in plain words.
 
     Raises:
-        OptionError: if there is nothing to write, a topic is in training and held out, or nothing
-            is left to keep.
+        OptionError: for an unknown measure, if there is nothing to write, or if a topic is both
+            trained on and held out.
 
     Example:
         >>> lessons = Lessons.from_cases(wb.datasets.tiny(), seed=0)
@@ -116,9 +119,15 @@ class Lessons:
     local: tuple[EditRequest, ...] = ()
     held_out_local: tuple[EditRequest, ...] = ()
     seed: int = 0
+    measure: str = "accuracy"
     note: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise OptionError(
+                f"lessons: measure={self.measure!r} is unknown."
+                + did_you_mean(self.measure, MEASURES)
+            )
         for name in ("training", "held_out"):
             if not getattr(self, name):
                 raise OptionError(f"lessons: {name} is empty: give at least one thing to write.")
@@ -191,6 +200,11 @@ class Lessons:
         if n < 1:
             raise OptionError(f"lessons: n={n} must be at least 1.")
         return [self._lesson(VALIDATION, step, n_edits, n_local) for step in range(n)]
+
+    @property
+    def n_training_local(self) -> int:
+        """Texts that training can ask to be left alone."""
+        return len(self._pools[TRAINING])
 
     @cached_property
     def digest(self) -> str:

@@ -90,6 +90,7 @@ class Given:
             local=tuple(local[0]),
             held_out_local=tuple(local[1]),
             seed=self.seed,
+            measure=TASKS[self.task].measure,
             note={"task": f"{self.task}: {TASKS[self.task].about}", **said},
         )
 
