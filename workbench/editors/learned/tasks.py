@@ -154,7 +154,8 @@ def check_task(task: str, kind: str, *, locality: str = "same", name: str = "thi
         fit = [other for other, each in TASKS.items() if kind in each.kinds]
         raise OptionError(
             f"task={task!r} ({row.about}) is for {' and '.join(f'{k}s' for k in row.kinds)}; "
-            f"{name} is an {kind}. Take one of its tasks ({', '.join(fit)}), or another model."
+            f"{name} is {'a' if kind == DECODER else 'an'} {kind}. Take one of its tasks "
+            f"({', '.join(fit)}), or another model."
         )
     if locality not in LOCALITIES:
         raise OptionError(f"locality={locality!r} is unknown." + did_you_mean(locality, LOCALITIES))
