@@ -9,6 +9,7 @@ from workbench.editors.base import Editor
 from workbench.editors.continual import FTEWC, FTRetrain
 from workbench.editors.finetune import FT, FTL, FTW
 from workbench.editors.keeping import FTKL
+from workbench.editors.learned.mend import MEND
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
 from workbench.editors.memory import GRACE, Defer, MemoryNetwork
 from workbench.edits import Edit
@@ -25,6 +26,7 @@ __all__ = [
     "FTW",
     "GRACE",
     "MEMIT",
+    "MEND",
     "NSE",
     "ROME",
     "AlphaEdit",
@@ -55,6 +57,7 @@ EDITORS: dict[str, type[Editor]] = {
         GRACE,
         Defer,
         MemoryNetwork,
+        MEND,
     )
 }
 
