@@ -18,6 +18,8 @@ LEARNED = tuple(n for n, cls in EDITORS.items() if issubclass(cls, LearnedEditor
 #: Settings under which an untrained editor lowers the loss of what it writes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "MEND": {"rank": 4, "norm": False, "edit_lr": 0.01},
+    "KE": {"hidden": 6, "condition": 5, "width": 4},
+    "ENN": {"rank": 2, "edit_lr": 0.01},
 }
 
 

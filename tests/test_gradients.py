@@ -17,14 +17,17 @@ from transformers.pytorch_utils import Conv1D
 from workbench.capabilities import orient
 from workbench.editors.learned.aggregation import least_squares, wanted
 from workbench.editors.learned.base import deltas_of, gram
+from workbench.editors.learned.enn import EnnLearner, EnnSettings, _prepared
 from workbench.editors.learned.gradients import (
     Factors,
     Pairs,
     capture,
     check_matrices,
+    double_backward,
     matrices,
     writing,
 )
+from workbench.editors.learned.ke import KeLearner, KeSettings, conditions
 from workbench.editors.learned.learner import sizes
 from workbench.editors.learned.mend import MendLearner, MendSettings
 from workbench.editors.learned.texts import logits_of, read
@@ -388,3 +391,151 @@ def test_mend_by_least_squares(make_view) -> None:
         square = old.x.square().sum()
         expected = aim * square / (square + learner.log_ridge[-1].exp())
     assert close(moved.detach(), expected, 1e-8) and float(aim.norm()) > 0
+
+
+# -------------------------------------------------------------------- 36: KE
+
+
+def ke_for(view: ModelView, **options: Any) -> KeLearner:
+    settings = KeSettings(matrices=matrices(view), hidden=6, condition=5, width=4, **options)
+    width = view.model.get_input_embeddings().weight.shape[1]
+    learner = KeLearner(sizes(view, settings.matrices), settings, width)
+    return learner.to(view.weight(0).dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
+def test_ke_in_factors_is_the_dense_formula(make_view, family: str) -> None:
+    view = make_view(family, torch.float64)
+    learner = ke_for(view)
+    for i, p in enumerate(learner.parameters()):
+        p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p)
+    texts = read(view, requests_for(view))
+    with frozen(view.model):
+        made = learner.rewrite(view, texts, n_lessons=1)
+        each = capture(view, texts, learner.matrices, n_lessons=2)
+        said = made.gradients.logits.argmax(-1)
+    h = learner._read(view, conditions(view, texts, said, [0, 1]))
+    for name, head in zip(learner.matrices, learner.heads, strict=True):
+        gates, expected = head(h), 0
+        for i in range(2):
+            pairs, mine = each.pairs[name], each.pairs[name].lesson == i
+            gradient = pairs.delta[mine].T @ pairs.x[mine]
+            a = gates.row[i][:, None] * gates.column[i]
+            b = gates.row_added[i][:, None] * gates.column_added[i]
+            expected = expected + gates.scale[i] * (a * gradient + b)
+        change = made.factors[name]
+        assert close(change.left[0].T @ change.right[0], expected, 1e-9)
+        assert change.left.shape[1] <= len(each.pairs[name].x) + 2  # rank: rows, and one an edit
+
+
+def test_ke_without_scale_changes_nothing(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    learner = ke_for(view)
+    for head in learner.heads:
+        head.last.bias[-1] = -1e6
+    with frozen(view.model):
+        made = learner.rewrite(view, read(view, REQUESTS), n_lessons=1)
+    assert all(not f.left.any() for f in made.factors.values())
+
+
+def test_ke_reads_the_edit(make_view) -> None:
+    """Another target, another gate; padding beside a longer edit changes nothing."""
+    view = make_view("gpt2", torch.float64)
+    learner = ke_for(view)
+    texts = ["Rome >> Oslo || Bo lives in", "Rome >> Seattle || Bo lives in and lives in"]
+    both = learner._read(view, texts)
+    alone = torch.cat([learner._read(view, [t]) for t in texts])
+    assert torch.allclose(both, alone, atol=1e-12)
+    assert not torch.allclose(both[0], both[1], atol=1e-5)
+    view = make_view("bert")
+    batch = read(view, requests_for(view))
+    assert conditions(view, batch, torch.tensor([2, 0]), [1]) == ["no >> no || Bo lives in"]
+
+
+# -------------------------------------------------------------------- 37: ENN
+
+
+def enn_for(view: ModelView, **options: Any) -> EnnLearner:
+    names = matrices(view)[-2:]
+    settings = EnnSettings(**{"matrices": names, "edit_lr": 0.05} | options)
+    learner = EnnLearner(_prepared(view, settings), settings).to(view.weight(0).dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for change in learner.changes:
+            for p in change:
+                p += 0.01 * torch.randn(p.shape, generator=generator).to(p)
+    return learner
+
+
+def outer_loss(view: ModelView, learner: EnnLearner) -> Tensor:
+    texts = read(view, requests_for(view))
+    with frozen(view.model):
+        made = learner.rewrite(view, texts, n_lessons=1)
+        with writing(view, made.factors), double_backward(True):
+            logits = logits_of(view, texts, learner.values(view))
+    return torch.nn.functional.cross_entropy(logits, texts.label)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart", "bert"])
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "prepared": "matrices"}, {"n_steps": 2}])
+def test_enn_differentiates_twice(make_view, family: str, options: dict[str, Any]) -> None:
+    """Against finite differences, along step sizes and along the preparation."""
+    view = make_view(family, torch.float64)
+    # Llama's norms compute in float32
+    step, tol = (1e-3, 1e-2) if family == "llama" else (1e-5, 1e-4)
+    learner = enn_for(view, **options)
+    outer_loss(view, learner).backward()
+    for p in (learner.edit_lr, learner.changes[-1][0]):
+        grad = p.grad.clone()
+        direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p)
+        found = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                p += sign * step * direction
+            found.append(float(outer_loss(view, learner).detach()))
+            with torch.no_grad():
+                p -= sign * step * direction
+        slope = (found[0] - found[1]) / (2 * step)
+        assert slope == pytest.approx(float((grad * direction).sum()), rel=tol, abs=1e-9)
+
+
+def test_first_order_is_another_gradient_and_the_same_edit(make_view) -> None:
+    view = make_view("llama", torch.float64)
+    found = []
+    for first_order in (False, True):
+        learner = enn_for(view, first_order=first_order)
+        loss = outer_loss(view, learner)
+        loss.backward()
+        found.append((float(loss.detach()), learner.changes[0][0].grad, learner.edit_lr.grad))
+    assert found[0][0] == found[1][0]
+    assert float((found[0][1] - found[1][1]).norm()) > 1e-3 * float(found[0][1].norm())
+    assert torch.allclose(found[0][2], found[1][2])  # the step sizes have no second order
+
+
+def test_enn_without_a_step_is_its_base(make_view) -> None:
+    view = make_view("gpt2", torch.float64)
+    learner = enn_for(view, edit_lr=0.0).requires_grad_(False)
+    texts = read(view, REQUESTS)
+    with frozen(view.model):
+        made = learner.rewrite(view, texts, n_lessons=1)
+    values = learner.values(view)
+    with torch.no_grad():
+        with writing(view, made.factors):
+            edited = logits_of(view, texts, values)
+        base, original = logits_of(view, texts, values), logits_of(view, texts)
+    assert torch.equal(edited, base) and not torch.allclose(base, original, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_preparation_is_what_was_trained_on(make_view, rank: int) -> None:
+    """Pushed as an edit, it is the base model of training; biases and norms included."""
+    view = make_view("gpt2", torch.float64)
+    learner = enn_for(view, rank=rank).requires_grad_(False)
+    texts = read(view, REQUESTS)
+    with torch.no_grad():
+        trained = logits_of(view, texts, learner.values(view))
+        with view.applied(_pushed(view, learner.preparation(torch.float64), REQUESTS[0])):
+            pushed = logits_of(view, texts)
+    assert torch.allclose(trained, pushed, atol=1e-10)
+    names = set(learner.names)
+    assert names == {n for n, _ in view.model.named_parameters() if ".h.3." in n}

@@ -374,3 +374,50 @@ def evaluate_untrained(view: ModelView, lessons: Lessons) -> dict[str, float]:
     with frozen(view.model):
         drawn = lessons.validation(20, n_edits=1, n_local=4)
         return evaluate(view, cls.learner(view, settings), drawn, Recipe())
+
+
+# -------------------------------------------------------------------- ENN's preparation
+
+
+def prepared_enn(view: ModelView, folder: Path) -> Any:
+    """An ENN that was trained a little, so that its preparation is not empty."""
+    return wb.ENN.train(
+        view, few_lessons(view), out=folder / "enn.safetensors", steps=3, lr=1e-2, rank=2, **QUICK
+    )
+
+
+def test_an_edit_brings_the_preparation_along_once(make_view, tmp_path) -> None:
+    view = make_view("gpt2")
+    enn = prepared_enn(view, tmp_path)
+    whole = enn.edit(view, BO)
+    bottom = enn.prepare(view)
+    assert bottom.requests == () and bottom.nbytes > 0 and not enn.is_prepared(view)
+    path = bottom.save(tmp_path / "bottom.safetensors")
+    assert wb.load_edit(path).id == bottom.id
+    view.push(bottom)
+    assert enn.is_prepared(view)
+    step = enn.edit(view, BO)
+    assert len(step.deltas) < len(whole.deltas) == len(step.deltas) + len(bottom.deltas)
+    view.push(step)
+    apart = {k: t.clone() for k, t in view.model.state_dict().items()}
+    view.reset()
+    view.push(whole)
+    assert enn.is_prepared(view)
+    for name, value in view.model.state_dict().items():
+        assert torch.allclose(value, apart[name], atol=1e-6), name
+    second = enn.edit(view, ANNA)
+    assert len(second.deltas) == len(step.deltas)
+    view.pop()
+    assert not enn.is_prepared(view)
+    with pytest.raises(UnsupportedEditorError, match="trained for random gpt2"):
+        enn.prepare(make_view("gpt2", seed=1))
+
+
+def test_drawdown_against_both_bases(make_view, tmp_path) -> None:
+    view = make_view("gpt2")
+    prepared_enn(view, tmp_path)
+    found = read_trained(tmp_path / "enn.safetensors")[0].training["evaluation"]
+    for name in ("pristine", "before"):
+        lost = found["drawdown_pristine" if name == "pristine" else "drawdown"]
+        assert lost == pytest.approx(found[f"accuracy_{name}"] - found["accuracy_after"])
+    assert found["base"] > 0

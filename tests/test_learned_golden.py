@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.editors.learned.gradients import Factors, capture, nll, writing
+from workbench.editors.learned.gradients import Factors, Pairs, capture, nll, writing
+from workbench.editors.learned.ke import Head
 from workbench.editors.learned.learner import Learner, sizes
 from workbench.editors.learned.mend import MendLearner, MendSettings
 from workbench.editors.learned.texts import Texts, logits_of
@@ -86,6 +87,28 @@ def test_transform(name: str) -> None:
     assert relative(x_new, as_tensor(g["eval_x_tilde"])) < 1e-6
     assert relative(delta_new, as_tensor(g["eval_delta_tilde"])) < 1e-6
     assert relative(delta_new.T @ x_new, as_tensor(g["eval_update_linear_ji"])) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["6x9", "9x6"])
+def test_gates(name: str) -> None:
+    """KE's gates in factors are the reference's dense formula."""
+    g = load(f"ke_conditioned_parameter_{name}")
+    gradient = as_tensor(g["grad"]).double()
+    d_out, d_in = gradient.shape
+    head = Head(10, 8, d_out, d_in).double()
+    with torch.no_grad():
+        for layer, i in ((head.first, 0), (head.last, 2)):
+            prefix = f"param_conditioners.{i}"
+            layer.bias.copy_(torch.as_tensor(g[f"{prefix}.bias"]))
+            weight = layer.parametrizations.weight
+            weight.original0.copy_(torch.as_tensor(g[f"{prefix}.weight_g"]))
+            weight.original1.copy_(torch.as_tensor(g[f"{prefix}.weight_v"]))
+        gates = head(torch.as_tensor(g["cond"]))
+    u, s, v = torch.linalg.svd(gradient, full_matrices=False)
+    pairs = Pairs(v, (u * s).T, torch.zeros(len(s), dtype=torch.long))
+    parts = gates.gated(pairs, pairs.lesson), gates.added(torch.zeros(1, dtype=torch.long))
+    found = sum(p.dense() for p in parts)
+    assert relative(found, as_tensor(g["update"]).double()) < 1e-6
 
 
 # -------------------------------------------------------------------- end to end

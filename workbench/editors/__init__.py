@@ -9,6 +9,8 @@ from workbench.editors.base import Editor
 from workbench.editors.continual import FTEWC, FTRetrain
 from workbench.editors.finetune import FT, FTL, FTW
 from workbench.editors.keeping import FTKL
+from workbench.editors.learned.enn import ENN
+from workbench.editors.learned.ke import KE
 from workbench.editors.learned.mend import MEND
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
 from workbench.editors.memory import GRACE, Defer, MemoryNetwork
@@ -18,6 +20,7 @@ from workbench.errors import OptionError, did_you_mean
 __all__ = [
     "EDITORS",
     "EMMET",
+    "ENN",
     "FT",
     "FTEWC",
     "FTKL",
@@ -25,6 +28,7 @@ __all__ = [
     "FTRetrain",
     "FTW",
     "GRACE",
+    "KE",
     "MEMIT",
     "MEND",
     "NSE",
@@ -58,6 +62,8 @@ EDITORS: dict[str, type[Editor]] = {
         Defer,
         MemoryNetwork,
         MEND,
+        KE,
+        ENN,
     )
 }
 

@@ -94,7 +94,8 @@ class Gradients:
 
     Attributes:
         pairs: matrix → its gradient.
-        logits: of the model as it was, at all spots, detached.
+        logits: of the model as it was, at all spots; with their history only where parameters of
+            the base model are trained.
         loss: mean over lessons of the negative log-likelihood a token, nats.
     """
 
@@ -157,7 +158,8 @@ def capture(
         edited: rows whose answers enter the loss; None takes all.
         values: parameters to use instead of the model's own.
         written: changes that are already made.
-        create_graph: keep what is needed to differentiate the gradients themselves.
+        create_graph: keep what is needed to differentiate the gradients themselves; else they are
+            constants.
 
     Returns:
         Pairs in float32 or wider, without the rows where either side is zero.
@@ -168,13 +170,17 @@ def capture(
         counts = texts.answer if edited is None else texts.answer & edited[texts.row]
         loss = answer_loss(logits, texts, n_lessons, counts)
         grads = torch.autograd.grad(
-            loss.sum(), [z for _, z in seen.values()], create_graph=create_graph
+            loss.sum(),
+            [z for _, z in seen.values()],
+            create_graph=create_graph,
+            retain_graph=create_graph or bool(values),
         )
     pairs = {
         name: _pairs(x if create_graph else x.detach(), grad, len(texts), n_lessons)
         for (name, (x, _)), grad in zip(seen.items(), grads, strict=True)
     }
-    return Gradients({n: pairs[n] for n in names}, logits.detach(), float(loss.detach().mean()))
+    kept = logits if values else logits.detach()
+    return Gradients({n: pairs[n] for n in names}, kept, float(loss.detach().mean()))
 
 
 @contextmanager

@@ -75,33 +75,25 @@ def outcome(
     outer = _texts(view, [(x.outer, x.local) for x in lessons], recipe)
     edited = _edited(view, lessons)
     made = learner.rewrite(view, inner, n_lessons=n, edited=edited)
-    before = made.gradients.logits
     with writing(view, made.factors), double_backward(bool(values)):
         after = logits_of(view, outer, values)
-    asked, far_in, far = edited[outer.row], ~edited[inner.row], ~edited[outer.row]
+    asked, far = edited[outer.row], ~edited[outer.row]
+    before = made.gradients.logits[~edited[inner.row]]  # the unrelated spots, in the same order
     lesson = outer.row[far] // (len(outer) // n)
-    local = lesson_means(divergence(before[far_in], after[far]), lesson, n)
-    base = local.new_zeros(())
+    local = lesson_means(divergence(before.detach(), after[far]), lesson, n)
+    original, base = before.detach(), local.new_zeros(())
     if values:
-        base = _base_divergence(view, inner, far_in, values, n)
+        original = _original(view, inner)[~edited[inner.row]]
+        base = lesson_means(divergence(original, before), lesson, n).mean()
     edit = answer_loss(after, outer, n, asked & outer.answer)
-    judged = _judged(outer, before[far_in], after, asked) if judge else {}
+    judged = _judged(outer, before.detach(), after, original, asked) if judge else {}
     return Losses(edit.mean(), local.mean(), base, judged)
 
 
 @torch.no_grad()
 def _original(view: ModelView, texts: Texts) -> Tensor:
+    """What the base model says as it came."""
     return logits_of(view, texts)
-
-
-def _base_divergence(
-    view: ModelView, texts: Texts, far: Tensor, values: Mapping[str, Tensor], n: int
-) -> Tensor:
-    """How far a changed base model has gone from the original."""
-    with double_backward(True):
-        now = logits_of(view, texts, values)[far]
-    lesson = texts.row[far] // (len(texts) // n)
-    return lesson_means(divergence(_original(view, texts)[far], now), lesson, n).mean()
 
 
 def divergence(
@@ -121,8 +113,9 @@ def evaluate(
         ``total, edit, local, base``: the losses; ``success``: share of targets that are the arg-max
         at every token, in other words; ``token_accuracy``; ``accuracy_before``, ``accuracy_after``
         and ``drawdown`` (their difference) of the answers to unrelated prompts;
-        ``perplexity_before``, ``perplexity_after``, ``perplexity_drawdown``; for a changed base
-        model ``accuracy_pristine`` and ``drawdown_pristine``; ``n``.
+        ``perplexity_before``, ``perplexity_after``, ``perplexity_drawdown``;
+        ``accuracy_pristine`` and ``drawdown_pristine``, against a base model that training did
+        not change; ``n``.
     """
     was = learner.training
     chunks = [lessons[i : i + recipe.together] for i in range(0, len(lessons), recipe.together)]
@@ -152,6 +145,7 @@ def _weighted(losses: Losses, n: int) -> Losses:
 
 def _numbers(sums: Mapping[str, float]) -> dict[str, float]:
     before = sums["right_before"] / max(sums["local_texts"], 1)
+    pristine = sums["right_pristine"] / max(sums["local_texts"], 1)
     after = sums["right_after"] / max(sums["local_texts"], 1)
     plain, moved = (
         math.exp(min(700.0, sums[k] / max(sums["local_tokens"], 1)))
@@ -160,9 +154,11 @@ def _numbers(sums: Mapping[str, float]) -> dict[str, float]:
     return {
         "success": sums["success"] / sums["edits"],
         "token_accuracy": sums["right_tokens"] / sums["tokens"],
+        "accuracy_pristine": pristine,
         "accuracy_before": before,
         "accuracy_after": after,
         "drawdown": before - after,
+        "drawdown_pristine": pristine - after,
         "perplexity_before": plain,
         "perplexity_after": moved,
         "perplexity_drawdown": moved - plain,
@@ -170,7 +166,9 @@ def _numbers(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _judged(outer: Texts, before: Tensor, after: Tensor, asked: Tensor) -> dict[str, float]:
+def _judged(
+    outer: Texts, before: Tensor, after: Tensor, original: Tensor, asked: Tensor
+) -> dict[str, float]:
     """Counts over the answers of a batch."""
     edits = asked & outer.answer
     far = ~asked
@@ -185,6 +183,7 @@ def _judged(outer: Texts, before: Tensor, after: Tensor, asked: Tensor) -> dict[
         "right_tokens": float(right[edits].sum()),
         "tokens": float(edits.sum()),
         "right_before": _whole(before[inside].argmax(-1) == label, outer.row[said]),
+        "right_pristine": _whole(original[inside].argmax(-1) == label, outer.row[said]),
         "right_after": _whole(right[said], outer.row[said]),
         "local_texts": float(outer.row[said].unique().numel()),
         "local_tokens": float(said.sum()),

@@ -203,12 +203,8 @@ def _run(plan: Plan, mark: Path) -> Trained:
     dtype = torch.promote_types(view.dtype, torch.float32)
     learner = plan.editor.learner(view, plan.settings, seed=plan.seed).to(view.device)
     learner = learner.double() if dtype == torch.float64 else learner
-    optimizer = torch.optim.Adam(
-        [
-            {"params": learner.weights(), "lr": recipe.lr},
-            {"params": learner.rates(), "lr": recipe.rate_lr},
-        ]
-    )
+    groups = [(learner.weights(), recipe.lr), (learner.rates(), recipe.rate_lr)]
+    optimizer = torch.optim.Adam([{"params": p, "lr": lr} for p, lr in groups if p])
     kept = read_checkpoint(mark, plan.identity, learner, optimizer) if mark.is_file() else None
     progress = kept or Progress()
     with Bar(f"training {plan.editor.__name__}", plan.steps, start=progress.step) as bar:
