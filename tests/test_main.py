@@ -7,9 +7,10 @@ import pytest
 
 from workbench import __main__ as cli
 from workbench.commands import _side_by_side
+from workbench.places import shipped
 from workbench.runs import RunFolder
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary")
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "train", "summary")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -119,7 +120,7 @@ def test_edit_score_and_summary_work_together(tmp_path, capsys):
 def test_stream_and_summary_work_together(tmp_path, capsys):
     words = ["stream", "tiny", "tiny", "--limit", "6", "--batch-size", "2", "--editor", "FT"]
     for name in ("a", "b"):
-        assert cli.main([*words, "--out", str(tmp_path / name)]) == 0
+        assert cli.cli.main([*words, "--out", str(tmp_path / name)]) == 0
         out = capsys.readouterr().out
         assert "retained" in out and "6 edits" not in out and "3 edits; FT(" in out
     runs = [str(tmp_path / name) for name in ("a", "b")]
@@ -129,15 +130,15 @@ def test_stream_and_summary_work_together(tmp_path, capsys):
     RunFolder(runs[1]).set_status("interrupted")
     assert cli.main(["summary", *runs]) == 0
     assert "not finished: b (6 of 6 cases, interrupted)" in capsys.readouterr().out
-    assert cli.main([*words, "--out", runs[0], "--batch-size", "3"]) == 2
+    assert cli.cli.main([*words, "--out", runs[0], "--batch-size", "3"]) == 2
     assert "batch_size=2" in capsys.readouterr().err
 
 
 def test_an_unknown_editor_or_option_is_named(capsys):
     words = ["edit", "tiny", "--prompt", "{} is", "--subject", "Klara", "--target", "here"]
-    assert cli.main([*words, "--editor", "ROM"]) == 2
+    assert cli.cli.main([*words, "--editor", "ROM"]) == 2
     assert "Did you mean 'ROME'" in capsys.readouterr().err
-    assert cli.main([*words, "--option", "layrs=(1,)"]) == 2
+    assert cli.cli.main([*words, "--option", "layrs=(1,)"]) == 2
     assert "Did you mean 'layers'" in capsys.readouterr().err
 
 
@@ -148,3 +149,21 @@ def test_tokens_that_print_alike_keep_their_own_probabilities():
     joined = _side_by_side(before, after)
     assert list(joined.index) == [" Rome", "�", "�"]
     assert joined.to_numpy().tolist() == [[0.1, 0.9], [0.25, 0.06], [0.5, 0.04]]
+
+
+def test_training_an_editor_and_editing_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    data = tmp_path / "cases.jsonl"
+    lines = (shipped("tiny") / "facts.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    data.write_text("\n".join(lines), encoding="utf-8")
+    words = ["train", "efk", "--model", "tiny", "--data", str(data), "--steps", "1"]
+    for option in ("batch=2", "together=2", "validation=2", "evaluation=2", "width=4"):
+        words += ["--option", option]
+    out = tmp_path / "ke.safetensors"
+    assert cli.main([*words, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "success" in said and f"trained: {out}" in said and out.is_file()
+    assert cli.main([*words[:1], "grace", *words[2:]]) == 2
+    assert "cannot be trained. Known: efk, enn, ke, mend" in capsys.readouterr().err
+    assert cli.main(["train", "mend", "--model", "tiny"]) == 2
+    assert "--data tiny" in capsys.readouterr().err

@@ -142,6 +142,10 @@ THIN = {
         "edit cases one batch after the other and measure on the way; start it again to continue",
         "workbench stream tiny tiny --limit 40 --batch-size 10 --out data/runs/memit",
     ),
+    "train": (
+        "train a learned editor (mend, ke, enn) for a model; start it again to continue",
+        "workbench train mend --model tiny --data tiny --steps 150",
+    ),
     "summary": (
         "summarize tables of scores: files or run folders",
         "workbench summary data/results/counterfact_smollm2-135m/ROME.csv",
@@ -200,6 +204,42 @@ ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
         ("--dense-every", {"type": int, "metavar": "N", "help": "a subset every N edits as well"}),
         ("--skip-errors", {"action": "store_true", "help": "leave out batches that fail"}),
         ("--fresh", {"action": "store_true", "help": "delete an older run in this folder first"}),
+    ),
+    "train": (
+        ("editor", {"metavar": "EDITOR", "help": "mend, ke (or efk) or enn"}),
+        ("--model", {"required": True, "help": "a name, a folder or a hub id"}),
+        ("--data", {"metavar": "DATA", "help": "tiny, facts, or a file (default: the task's)"}),
+        (
+            "--task",
+            {
+                "help": "gen, qa, fc or tiny: how lessons are made of the data; without it "
+                "the file is one of cases"
+            },
+        ),
+        (
+            "--locality",
+            {
+                "default": "same",
+                "help": "where unrelated texts come from: same, nq, "
+                "openwebtext or wikitext (default: %(default)s)",
+            },
+        ),
+        ("--limit", {"type": int, "help": "only the first records"}),
+        ("--steps", {"type": int, "default": 1000, "help": "optimizer steps (default: 1000)"}),
+        ("--seed", {"type": int, "default": 0, "help": "of the lessons and of the beginning"}),
+        ("--preset", {"default": "default", "help": "default, paper or repo"}),
+        (
+            "--option",
+            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of training"},
+        ),
+        (
+            "--out",
+            {
+                "metavar": "FILE",
+                "help": "the trained editor (default: where preset(view) finds it)",
+            },
+        ),
+        ("--fresh", {"action": "store_true", "help": "begin anew, and replace an older file"}),
     ),
     "summary": (
         ("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),

@@ -1,4 +1,4 @@
-"""The commands ``edit``, ``score``, ``stats``, ``stream`` and ``summary``: thin words."""
+"""The commands ``edit``, ``score``, ``stats``, ``stream``, ``train``, ``summary``: thin words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ import pandas as pd
 
 from workbench import datasets
 from workbench.atomic import write_atomically
-from workbench.editors import find_editor
+from workbench.editors import EDITORS, find_editor
+from workbench.editors.learned.base import LearnedEditor
+from workbench.editors.learned.files import locate
+from workbench.editors.learned.lessons import Lessons
+from workbench.editors.learned.tasks import make_lessons
 from workbench.edits import load_edit
-from workbench.errors import DataError, OptionError
+from workbench.errors import DataError, OptionError, did_you_mean
 from workbench.experiment import stream
 from workbench.facts import EditCase, EditRequest
 from workbench.forgetting import retention
+from workbench.inspectors import training_curve
 from workbench.metrics import next_tokens, score, summary
 from workbench.model import ModelView
 from workbench.pretrained import load
 from workbench.stats import second_moments
 
 __all__ = ["run"]
+
+#: Columns of a training that are printed.
+SHOWN = ("step", "train_edit", "train_local", "edit", "local", "success", "drawdown")
 
 
 def run(name: str, args: argparse.Namespace) -> int:
@@ -33,6 +41,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         "score": _score,
         "stats": _stats,
         "stream": _stream,
+        "train": _train,
         "summary": _summary,
     }
     return commands[name](args)
@@ -66,6 +75,49 @@ def _score(args: argparse.Namespace) -> int:
     print(f"{view.describe()}; {len(cases)} cases")
     _print(summary(table))
     return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    cls = _learned(args.editor)
+    view = load(args.model)
+    editor = cls.train(
+        view,
+        _lessons(view, args),
+        out=args.out,
+        steps=args.steps,
+        seed=args.seed,
+        preset=args.preset,
+        fresh=args.fresh,
+        **_options(args.option),
+    )
+    trained = editor.trained()
+    _print(training_curve(editor)[list(SHOWN)])
+    print(pd.Series(trained.training["evaluation"], dtype=object).to_string())
+    print(f"trained: {locate(editor.weights)} ({trained.training['note']})")
+    return 0
+
+
+def _learned(name: str) -> type[LearnedEditor]:
+    """The class of a learned editor; KE is known as efk as well."""
+    known = {n.lower(): c for n, c in EDITORS.items() if issubclass(c, LearnedEditor)}
+    known["efk"] = known["ke"]
+    if name.lower() not in known:
+        raise OptionError(f"editor {name!r} cannot be trained." + did_you_mean(name, known))
+    return known[name.lower()]
+
+
+def _lessons(view: ModelView, args: argparse.Namespace) -> Lessons:
+    """Lessons of a task; without one, of cases."""
+    if args.task or args.data in (None, "tiny"):
+        if not (args.task or args.data):
+            raise OptionError("say what to learn from: --data tiny, --data FILE, or --task gen.")
+        data = None if args.data == "tiny" else args.data
+        task = args.task or "tiny"
+        found = make_lessons(
+            view, task, data=data, locality=args.locality, limit=args.limit, seed=args.seed
+        )
+        return found
+    return Lessons.from_cases(_cases(args.data, args.limit), seed=args.seed)
 
 
 def _stats(args: argparse.Namespace) -> int:

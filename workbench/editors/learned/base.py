@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -120,10 +121,15 @@ class LearnedEditor(Editor):
     ) -> tuple[list[Delta], dict[str, Any]]:
         learner = self.network(view)
         self._warn_of_many(len(requests))
-        with frozen(view.model):
+        with frozen(view.model), self.base(view):
             made = learner.rewrite(view, read(view, requests), n_lessons=1)
         deltas = deltas_of(view, made.factors, self.scale)
         return deltas, {"report": {"gradients": _report(learner, made, self.scale)}}
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """The model that edits are computed on, for the length of the block; the view itself for
+        most."""
+        return nullcontext()
 
     def _check(self, view: ModelView) -> None:
         if not self.scale > 0:
