@@ -295,6 +295,37 @@ def test_edits_of_one_lesson_are_written_together(make_view) -> None:  # 35
             assert close(dense, part.pairs[name].dense(), 1e-9)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("each", [False, True])
+def test_large_batches_are_taken_in_parts(make_view, monkeypatch, family, each) -> None:  # 35
+    view = make_view(family, torch.float64)
+    long = EditRequest(prompt="Bo and Anna live in", target_new="Seattle, Oslo and Rome")
+    requests = [
+        *REQUESTS,
+        long,
+        *(dataclasses.replace(r, prompt=f"So {r.prompt}") for r in REQUESTS),
+    ]
+    if view.labels:
+        requests = [dataclasses.replace(r, target_new="yes") for r in requests]
+    names, texts = matrices(view), read(view, requests)
+    n = len(texts) if each else 1
+    edited = torch.tensor([True, True, True, False, True])
+    found = []
+    for rows in (64, 2):
+        monkeypatch.setattr("workbench.editors.learned.gradients.ROWS", rows)
+        with frozen(view.model):
+            found.append(capture(view, texts, names, n_lessons=n, edited=edited))
+    for name in names:
+        whole, parts = (f.pairs[name] for f in found)
+        assert close(parts.dense(), whole.dense(), 1e-6)  # norms in float32
+        assert torch.equal(parts.lesson, whole.lesson) and torch.allclose(
+            parts.x, whole.x, atol=1e-6
+        )
+    assert torch.allclose(found[0].logits, found[1].logits, atol=1e-5)
+    if not each:
+        assert found[0].loss == pytest.approx(found[1].loss)
+
+
 def test_rows_are_sorted_into_lessons() -> None:
     lesson = torch.tensor([1, 0, 1, 2, 1])
     rows = torch.arange(5.0)[:, None] + 1

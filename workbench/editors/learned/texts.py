@@ -49,6 +49,20 @@ class Texts:
     def __len__(self) -> int:
         return len(self.requests)
 
+    def part(self, begin: int, end: int) -> Texts:
+        """Some of the rows."""
+        own = (self.row >= begin) & (self.row < end)
+        inputs = {k: v[begin:end] if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return Texts(
+            requests=self.requests[begin:end],
+            inputs=inputs,
+            lengths=None if self.lengths is None else self.lengths[begin:end],
+            row=self.row[own] - begin,
+            column=self.column[own],
+            label=self.label[own],
+            answer=self.answer[own],
+        )
+
 
 def read(
     view: ModelView, requests: Sequence[EditRequest], *, everywhere: Sequence[bool] | None = None
