@@ -21,14 +21,14 @@ from workbench.editors.learned.tasks import make_lessons
 OUT = Path(__file__).resolve().parent / "editors"
 MEND = {"rank": 32, "lr": 1e-3, "rate_lr": 1e-4, "validate_every": 30}
 ENN = {"prepared": "matrices", "rank": 32, "lr": 1e-3, "rate_lr": 1e-3, "validate_every": 20}
-KE = {"hidden": 64, "condition": 64, "width": 16, "lr": 1e-3, "validate_every": 25}
+KE = {"hidden": 56, "condition": 48, "width": 15, "lr": 3e-3, "validate_every": 50}
 #: model:editor → steps and options; every file stays below 1 MB.
 PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "tiny:MEND": (60, MEND),
     "tiny:ENN": (60, ENN),
-    "tiny:KE": (150, KE),
-    "tiny-bert:MEND": (60, MEND),
-    "tiny-t5:MEND": (60, MEND | {"rank": 24}),
+    "tiny:KE": (300, KE),
+    "tiny-bert:MEND": (240, MEND),
+    "tiny-t5:MEND": (120, MEND | {"rank": 24}),
 }
 
 
