@@ -73,6 +73,19 @@ SOURCES: dict[str, Source] = {
     ),
     "zsre": _hosted("zsre_mend_eval.json", "zsRE, evaluation half (MEND); wb.datasets.zsre"),
     "zsre_train": _hosted("zsre_mend_train.json", "zsRE, training half; wb.datasets.zsre"),
+    "natural_questions": Source(
+        file="NQ-open.dev.jsonl",
+        urls=(
+            "https://raw.githubusercontent.com/google-research-datasets/natural-questions/master/"
+            "nq_open/NQ-open.dev.jsonl",
+        ),
+        about="Natural Questions, open version; wb.datasets.natural_questions",
+    ),
+    "fever": Source(
+        file="fever-train.jsonl",
+        urls=("https://fever.ai/download/fever/train.jsonl",),
+        about="FEVER, training claims; wb.datasets.fever",
+    ),
     "attribute_snippets": _hosted(
         "attribute_snippets.json", "reference texts; wb.metrics.consistency"
     ),
