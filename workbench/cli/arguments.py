@@ -1,4 +1,4 @@
-"""What the commands ``score``, ``stream``, ``train`` and ``summary`` are told on the command line."""
+"""What ``score``, ``stream``, ``train`` and ``summary`` are told on the command line."""
 
 from __future__ import annotations
 
