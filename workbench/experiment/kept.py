@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from workbench.atomic import write_atomically
@@ -99,7 +98,6 @@ def save_stack(view: ModelView, path: str | os.PathLike[str]) -> Path:
 def keep_stack(folder: RunFolder, step: int) -> Path:
     """Link the run's edits up to a moment into ``models/STEP``, with a list of them."""
     target = folder.path / "models" / str(step)
-    target.mkdir(parents=True, exist_ok=True)
     files = [(held, file) for held, file in _files(folder.path) if held <= step]
     for _, file in files:
         _link(file, target / file.name)
@@ -111,7 +109,7 @@ def _files(path: Path) -> list[tuple[int, Path]]:
     """(edits held, file) of every edit of a run or a kept stack, oldest first."""
     if is_run(path):
         folder = RunFolder(path)
-        made = [r for r in folder.records() if r.get("edit")]
+        made = [r for r in folder.all_records() if r.get("edit")]
         return [(r["step"], folder.file("edits", r["batch"])) for r in made]
     try:
         listed = json.loads((path / "stack.json").read_text(encoding="utf-8"))
@@ -127,8 +125,7 @@ def _link(file: Path, target: Path) -> None:
     if target.exists():
         return
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, target)
     except OSError:
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        os.replace(part, target)
+        write_atomically(target, file.read_bytes())
