@@ -12,7 +12,7 @@ from workbench.errors import DataError, OptionError
 from workbench.model import ModelView
 from workbench.runs import RunFolder, is_run
 
-__all__ = ["keep_stack", "open_stack", "save_stack"]
+__all__ = ["keep_stack", "link_file", "open_stack", "save_stack"]
 
 FORMAT = "workbench-stack/1"
 
@@ -100,7 +100,7 @@ def keep_stack(folder: RunFolder, step: int) -> Path:
     target = folder.path / "models" / str(step)
     files = [(held, file) for held, file in _files(folder.path) if held <= step]
     for _, file in files:
-        _link(file, target / file.name)
+        link_file(file, target / file.name)
     listed = {"format": FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
     return write_atomically(target / "stack.json", json.dumps(listed, indent=1).encode())
 
@@ -120,7 +120,7 @@ def _files(path: Path) -> list[tuple[int, Path]]:
         raise DataError(f"{path} holds no run and no kept stack ({err}): check the path.") from err
 
 
-def _link(file: Path, target: Path) -> None:
+def link_file(file: Path, target: Path) -> None:
     """A second name for a file, a copy where the disk knows no such thing."""
     if target.exists():
         return
