@@ -17,7 +17,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import datasets, errors, metrics, plots
+    from workbench import datasets, errors, metrics, plots, tasks
+    from workbench.classifiers import Classifier, finetune_classifier
     from workbench.comparison import Comparison, compare, compare_steps
     from workbench.editors import (
         EDITORS,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from workbench.experiment import (
         Alarm,
         StreamStep,
+        lifelong,
         moments,
         open_stack,
         save_stack,
@@ -131,6 +133,9 @@ _ROOMS = {
     "errors": "",
     "metrics": "",
     "plots": "",
+    "tasks": "",
+    "Classifier": "classifiers",
+    "finetune_classifier": "classifiers",
     "Comparison": "comparison",
     "compare": "comparison",
     "compare_steps": "comparison",
@@ -158,6 +163,7 @@ _ROOMS = {
     "Editor": "editors",
     "WorkbenchError": "errors",
     "Alarm": "experiment",
+    "lifelong": "experiment",
     "moments": "experiment",
     "open_stack": "experiment",
     "save_stack": "experiment",
@@ -278,7 +284,10 @@ __all__ = [
     "downstream",
     "errors",
     "export_peft",
+    "Classifier",
+    "finetune_classifier",
     "inflection",
+    "lifelong",
     "load",
     "load_edit",
     "metrics",
@@ -312,6 +321,7 @@ __all__ = [
     "stream",
     "stream_rows",
     "summary",
+    "tasks",
     "alpha_history",
     "answer_spans",
     "codebook_history",

