@@ -10,6 +10,7 @@ from workbench.experiment.kept import open_stack, save_stack
 from workbench.experiment.lifelong import lifelong
 from workbench.experiment.running import StreamStep
 from workbench.experiment.streaming import moments, stream, stream_rows
+from workbench.experiment.study import radius_study
 
 __all__ = [
     "Alarm",
@@ -17,6 +18,7 @@ __all__ = [
     "lifelong",
     "moments",
     "open_stack",
+    "radius_study",
     "save_stack",
     "stream",
     "stream_rows",

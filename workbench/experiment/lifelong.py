@@ -39,7 +39,7 @@ from workbench.model import ModelView
 from workbench.runs import RunFolder
 from workbench.tasks import Task
 
-__all__ = ["lifelong"]
+__all__ = ["AHEAD", "holdout_of", "lifelong", "own_probe", "wrong_by"]
 
 #: Cases that GRACE asks in one batch.
 AHEAD = 32
@@ -112,7 +112,7 @@ def lifelong(
         prefixes = Prefixes(view, min(layers), budget=cache_bytes)
         plan = _plan(view, editor, task, cases, edits, every, drawn, on_step)
         if isinstance(editor, GRACE) and ahead > 1:
-            wrong = _wrong(view, task.kind)
+            wrong = wrong_by(view, task.kind)
             plan = replace(plan, foresee=Foresight(view, editor, cases, wrong, edits, ahead))
         parents = parents_of(folder, view, fresh, continue_on=False)
         config = config_of(view, editor, plan, None, parents, 0) | {
@@ -137,7 +137,7 @@ def _plan(
     drawn: bool,
     on_step: OnStep | None,
 ) -> Plan:
-    wrong = _wrong(view, task.kind)
+    wrong = wrong_by(view, task.kind)
     never, always = Schedule(), Schedule(every=1)
     watch = {"task": never if drawn else Schedule(every=every), "seconds": always}
     if not drawn:
@@ -160,13 +160,13 @@ def _plan(
     )
 
 
-def _wrong(view: ModelView, kind: str) -> Callable[[Sequence[EditCase]], list[bool]]:
+def wrong_by(view: ModelView, kind: str) -> Callable[[Sequence[EditCase]], list[bool]]:
     """Which of some cases the model as it is has wrong."""
 
     def wrong(cases: Sequence[EditCase]) -> list[bool]:
         if kind == "text":
             return [True] * len(cases)
-        table = judge(view, kind, [_own(c) for c in cases])
+        table = judge(view, kind, [own_probe(c) for c in cases])
         return [not right for right in table["match" if kind == "qa" else "accuracy"]]
 
     return wrong
@@ -205,7 +205,7 @@ class TaskWatcher(Watcher):
         """ES: the case that was edited last."""
         if moment.edit is None:
             return []
-        probes = [_own(self.of_request[r]) for r in moment.edit.requests]
+        probes = [own_probe(self.of_request[r]) for r in moment.edit.requests]
         return list(self._rows(Asked("es", "", probes)))
 
     def _task(self, moment: Moment) -> list[Row]:
@@ -236,8 +236,8 @@ class TaskWatcher(Watcher):
         for name, probes in self.task.upstream.items():
             yield Asked("trr", name, probes)
         yield Asked("arr", "", self.task.accurate)
-        yield Asked("err", "", [_own(c) for c in held])
-        yield Asked("holdout", "", [p for c in held for p in _holdout(c)])
+        yield Asked("err", "", [own_probe(c) for c in held])
+        yield Asked("holdout", "", [p for c in held for p in holdout_of(c)])
 
     def _rows(self, asked: Asked) -> Iterator[Row]:
         if not asked.probes:
@@ -258,10 +258,10 @@ class TaskWatcher(Watcher):
         step_of = range(1, len(held) + 1)
         sets = list(self._sets(held))
         asked = [s for s in sets if s.metric in ("trr", "arr")]
-        own = [_own(c) for c in held]
+        own = [own_probe(c) for c in held]
         asked.append(Asked("err", "", own, since=list(step_of)))
         asked.append(Asked("es", "", own, since=list(step_of), only=True))
-        pairs = [(p, i) for c, i in zip(held, step_of, strict=True) for p in _holdout(c)]
+        pairs = [(p, i) for c, i in zip(held, step_of, strict=True) for p in holdout_of(c)]
         asked.append(Asked("holdout", "", [p for p, _ in pairs], since=[i for _, i in pairs]))
         table = codebook_curves(self.view, self.task.kind, asked)
         grown = [
@@ -282,7 +282,7 @@ class TaskWatcher(Watcher):
     @torch.no_grad()
     def _slowdown(self) -> float:
         """Median of the ratios of times in turn, so that the machine's mood meets both."""
-        prompts = [_own(c).prompt for c in self.task.cases[:TIMED]]
+        prompts = [own_probe(c).prompt for c in self.task.cases[:TIMED]]
         inputs = self.view.tokenizer(prompts, return_tensors="pt", padding=True)
         given: dict[str, Any] = {k: inputs[k] for k in ("input_ids", "attention_mask")}
         given = {k: v.to(self.view.device) for k, v in given.items()}
@@ -320,12 +320,12 @@ def _growth(view: ModelView) -> list[int]:
     return [int(e.report["size"]) for e in view.stack]
 
 
-def _own(case: EditCase) -> Probe:
+def own_probe(case: EditCase) -> Probe:
     """The case's own question."""
     return Probe(prompt=case.request.text, target=case.request.target_new)
 
 
-def _holdout(case: EditCase) -> list[Probe]:
+def holdout_of(case: EditCase) -> list[Probe]:
     return [p for p in case.probes if p.kind == "holdout"]
 
 

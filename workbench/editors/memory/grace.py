@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -41,12 +41,15 @@ from workbench.editors.memory.examples import Examples, labels_of
 from workbench.editors.presets import Preset, find
 from workbench.edits import Edit
 from workbench.errors import OptionError
-from workbench.facts import EditRequest, as_requests
+from workbench.facts import EditCase, EditRequest, Probe, as_requests
 from workbench.memories import Codebook, Label, Settings, as_adapter, written_columns
 from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.trace import frozen
 from workbench.weights import lineage
+
+if TYPE_CHECKING:
+    from workbench.editors.memory.calibrate import RadiusCalibration
 
 __all__ = ["GRACE", "codebook_of"]
 
@@ -252,6 +255,53 @@ class GRACE(MemoryEditor):
             value.requires_grad_(False)
 
     # ------------------------------------------------------------------ presets
+
+    @classmethod
+    def calibrate(
+        cls,
+        view: ModelView,
+        cases: Sequence[EditCase],
+        *,
+        layers: Sequence[int] | None = None,
+        epsilons: Sequence[float] | None = None,
+        upstream: Sequence[Probe] = (),
+        spared: float = 0.95,
+        **options: Any,
+    ) -> RadiusCalibration:
+        """Choose layer and radius for a model: a sweep in which one value a case and layer trains.
+
+        Args:
+            view: the model, without edits.
+            cases: facts with other wordings (``paraphrase, holdout``) and prompts that shall stay
+                (``neighborhood, attribute, locality``).
+            layers: candidates; None tries up to five from a third of the depth on.
+            epsilons: candidate radii; None takes shares of the median distance between the keys.
+            upstream: more probes that shall stay.
+            spared: share of the prompts that shall stay that must be left alone.
+            options: options of the editor that stay fixed, such as ``steps``.
+
+        Returns:
+            A :class:`~workbench.editors.memory.calibrate.RadiusCalibration` with ``.table``,
+            ``.figure`` and ``.editor``.
+
+        Raises:
+            OptionError: without cases, for options out of range, or a view with edits.
+
+        Example:
+            >>> wb.GRACE.calibrate(view, wb.datasets.tiny()[:20]).editor
+        """
+        from workbench.editors.memory.calibrate import calibrate  # it builds on GRACE
+
+        start = cls.preset(view, **options)
+        return calibrate(
+            start,
+            view,
+            cases,
+            layers=layers,
+            epsilons=epsilons,
+            upstream=upstream,
+            spared=spared,
+        )
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
