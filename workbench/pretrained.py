@@ -7,8 +7,10 @@ else goes to transformers unmodified; remote code is never run.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,15 @@ def load(
         tok = tokenizer if tokenizer is not None else folder
         if isinstance(tok, str | Path):
             tok = AutoTokenizer.from_pretrained(tok, revision=None if tokenizer else revision)
-        model, info = auto.from_pretrained(
-            folder,
-            config=_with_labels(config, str(name), labels),
-            revision=revision,
-            dtype=dtype,
-            device_map=device_map,
-            output_loading_info=True,
-        )
+        with _no_report_of_heads(str(name)):
+            model, info = auto.from_pretrained(
+                folder,
+                config=_with_labels(config, str(name), labels),
+                revision=revision,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+            )
     except ImportError as err:  # device_map without accelerate, and the like
         raise OptionError(f"{_first_line(err)} Install what it names, then load again.") from err
     except (OSError, ValueError, KeyError, RuntimeError) as err:
@@ -144,6 +147,19 @@ def _with_labels(config: Any, name: str, labels: Sequence[str]) -> Any:
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     return config
+
+
+@contextmanager
+def _no_report_of_heads(name: str) -> Iterator[None]:
+    """transformers warns of weights that a checkpoint lacks; where that is known, it need not."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    try:
+        if name in HEADLESS:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @torch.no_grad()

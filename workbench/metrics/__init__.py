@@ -8,6 +8,7 @@ wb.summary(scores)
 
 from workbench.metrics.downstream import downstream, downstream_items, downstream_summary
 from workbench.metrics.generation import generate_text, next_tokens
+from workbench.metrics.judging import MEASURES, judge
 from workbench.metrics.language import (
     consistency,
     fluency,
@@ -20,6 +21,7 @@ from workbench.metrics.scoring import PROTOCOLS, reference, score
 from workbench.metrics.summaries import harmonic_mean, median_kl, summary
 
 __all__ = [
+    "MEASURES",
     "PROTOCOLS",
     "Reference",
     "consistency",
@@ -29,6 +31,7 @@ __all__ = [
     "fluency",
     "generate_text",
     "harmonic_mean",
+    "judge",
     "median_kl",
     "next_tokens",
     "ngram_entropy",
