@@ -2,13 +2,15 @@
 
     python benchmarks/grace.py --model smollm2-135m
 
-Three comparisons, each within one run; figures are medians of the repeats.
+Four comparisons, each within one run; figures are medians of the repeats. ``--only`` chooses.
 
 - ``inference``: reading prompts and generating, with and without a codebook of 10,000 keys drawn
   around the model's own queries, so that none of them answers;
 - ``search``: the nearest of 100,000 keys by matrix product and re-measuring against differences to
   every key, with the same answers, and the memory it takes beyond the keys;
-- ``values``: a batch of edits trained together against one after another.
+- ``values``: a batch of edits trained together against one after another;
+- ``retention``: every measure after every one of 1,000 edits (``codebook_curves``) against judging
+  everything once at the end, in questions asked of the model and in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ import torch
 import workbench as wb
 from workbench.editors.memory.examples import queries
 from workbench.edits import AdapterEdit
+from workbench.experiment.curves import Asked, codebook_curves
 from workbench.memories import Codebook, Entries, Settings, as_adapter
+from workbench.metrics import judge
 from workbench.shelves import Shelf, nearest
 
 
@@ -40,10 +44,14 @@ def main() -> None:
         "model": view.name,
         "device": str(view.device),
         "threads": torch.get_num_threads(),
-        "search": _search(args.stored, args.width, args.repeats, args.device),
-        "inference": _inference(view, cases, args.keys, args.repeats),
-        "values": _values(view, cases, args.repeats),
     }
+    parts: dict[str, Callable[[], Any]] = {
+        "search": lambda: _search(args.stored, args.width, args.repeats, args.device),
+        "inference": lambda: _inference(view, cases, args.keys, args.repeats),
+        "values": lambda: _values(view, cases, args.repeats),
+        "retention": lambda: _retention(view, args.stream),
+    }
+    result |= {name: parts[name]() for name in args.only or parts}
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:
@@ -180,6 +188,45 @@ def _values(view: wb.ModelView, cases: list, repeats: int) -> dict[str, Any]:
     return {"edits": len(requests), "steps": 20, "together": a, "apart": b, "ratio": b / a}
 
 
+def _retention(view: wb.ModelView, n: int) -> dict[str, Any]:
+    """Values are trained one step: what they say does not matter here."""
+    facts = (wb.datasets.tiny if "tiny" in view.name else wb.datasets.facts)()
+    asked = {p.prompt: p for c in facts for p in c.all_probes}
+    probes = list(asked.values())
+    edited, kept = probes[:n], probes[n : n + n // 2]
+    grace = wb.GRACE.preset(view, steps=1)
+    for begin in range(0, len(edited), 64):
+        part = edited[begin : begin + 64]
+        for edit in grace.edits(
+            view, [wb.EditRequest(prompt=p.prompt, target_new=p.target) for p in part]
+        ):
+            view.push(edit)
+    steps = list(range(1, len(edited) + 1))
+    sets = [
+        Asked("err", "", edited, since=steps),
+        Asked("es", "", edited, since=steps, only=True),
+        Asked("trr", "", kept),
+    ]
+    found: dict[str, Any] = {"edits": len(edited), "probes": len(edited) + len(kept)}
+    found["keys"] = view.stack[-1].report["size"]
+    kinds = ("qa",) if view.kind == "encoder_decoder" else ("text", "qa")
+    for kind in kinds:
+        began = time.process_time()
+        table = codebook_curves(view, kind, sets)
+        after_every = time.process_time() - began
+        began = time.process_time()
+        judge(view, kind, [*edited, *kept])
+        once = time.process_time() - began
+        found[kind] = {
+            "moments": int(table["step"].nunique()),
+            "after_every_edit_seconds": after_every,
+            "once_at_the_end_seconds": once,
+            "full_evaluations": after_every / once,
+        }
+    view.reset()
+    return found
+
+
 def _seconds(work: Callable[[], Any]) -> float:
     """Of the processor on a CPU, so that other work on the machine does not count."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -211,6 +258,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stored", type=int, default=100_000, help="in the search")
     parser.add_argument("--width", type=int, default=1024, help="of a key in the search")
     parser.add_argument("--edits", type=int, default=16)
+    parser.add_argument("--stream", type=int, default=1000, help="edits in retention")
+    parser.add_argument("--only", nargs="+", help="parts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out")
     return parser.parse_args()

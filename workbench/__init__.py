@@ -17,7 +17,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import datasets, errors, metrics, plots
+    from workbench import datasets, errors, metrics, plots, tasks
+    from workbench.classifiers import Classifier, finetune_classifier
     from workbench.comparison import Comparison, compare, compare_steps
     from workbench.editors import (
         EDITORS,
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
     from workbench.experiment import (
         Alarm,
         StreamStep,
+        lifelong,
         moments,
         open_stack,
+        radius_study,
         rounds,
         save_stack,
         stream,
@@ -129,6 +132,7 @@ if TYPE_CHECKING:
         plot_neurons,
         plot_next_tokens,
         plot_promoted,
+        plot_radii,
         plot_receipt,
         plot_residual_shift,
         plot_retention,
@@ -173,6 +177,9 @@ _ROOMS = {
     "errors": "",
     "metrics": "",
     "plots": "",
+    "tasks": "",
+    "Classifier": "classifiers",
+    "finetune_classifier": "classifiers",
     "Comparison": "comparison",
     "compare": "comparison",
     "compare_steps": "comparison",
@@ -204,9 +211,11 @@ _ROOMS = {
     "Editor": "editors",
     "WorkbenchError": "errors",
     "Alarm": "experiment",
+    "lifelong": "experiment",
     "moments": "experiment",
     "open_stack": "experiment",
     "rounds": "experiment",
+    "radius_study": "experiment",
     "save_stack": "experiment",
     "StreamStep": "experiment",
     "stream": "experiment",
@@ -258,6 +267,7 @@ _ROOMS = {
     "plot_closures": "plots",
     "plot_codebook": "plots",
     "plot_codebook_map": "plots",
+    "plot_radii": "plots",
     "plot_retention": "plots",
     "plot_conflicts": "plots",
     "plot_hooks": "plots",
@@ -359,7 +369,10 @@ __all__ = [
     "downstream",
     "errors",
     "export_peft",
+    "Classifier",
+    "finetune_classifier",
     "inflection",
+    "lifelong",
     "load",
     "load_edit",
     "metrics",
@@ -369,12 +382,14 @@ __all__ = [
     "plot_closures",
     "plot_codebook",
     "plot_codebook_map",
+    "plot_radii",
     "plot_retention",
     "plot_conflicts",
     "plot_hooks",
     "plot_neurons",
     "open_stack",
     "rounds",
+    "radius_study",
     "save_stack",
     "plot_closure",
     "plot_drift",
@@ -394,6 +409,7 @@ __all__ = [
     "stream",
     "stream_rows",
     "summary",
+    "tasks",
     "alpha_history",
     "answer_spans",
     "codebook_history",

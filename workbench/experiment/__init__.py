@@ -8,8 +8,10 @@ wb.moments("data/runs/memit")
 from workbench.experiment.alarm import Alarm
 from workbench.experiment.apart import rounds
 from workbench.experiment.kept import open_stack, save_stack
+from workbench.experiment.lifetime import lifelong
 from workbench.experiment.running import StreamStep
 from workbench.experiment.streaming import moments, stream, stream_rows
+from workbench.experiment.study import radius_study
 
 __all__ = [
     "Alarm",
@@ -17,6 +19,10 @@ __all__ = [
     "moments",
     "open_stack",
     "rounds",
+    "lifelong",
+    "moments",
+    "open_stack",
+    "radius_study",
     "save_stack",
     "stream",
     "stream_rows",

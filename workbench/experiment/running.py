@@ -51,6 +51,11 @@ class StreamStep:
     edit: Edit | None
 
 
+#: Why a case that the model had right was not edited.
+RIGHT = "right already"
+#: What was foreseen: position of a case → its edit, None if the model has it right.
+Foreseen = dict[int, Edit | None]
+
 #: Told of every finished batch.
 OnStep = Callable[[StreamStep], None]
 
@@ -71,6 +76,12 @@ class Plan:
     on_step: OnStep | None
     keep_at: Schedule
     given: dict[str, Any]
+    #: Whether a case has to be edited; None edits all.
+    errs: Callable[[EditCase], bool] | None = None
+    #: Edits of a case and some after it, computed together; None computes them one by one.
+    foresee: Callable[[int], Foreseen] | None = None
+    #: The run is over once so many edits are held.
+    most: int | None = None
 
     @property
     def n_batches(self) -> int:
@@ -94,6 +105,7 @@ class Run:
     watcher: Watcher
     held: set[int] = field(default_factory=set)
     skipped: dict[int, str] = field(default_factory=dict)
+    foreseen: Foreseen = field(default_factory=dict)
     made: int = 0
     editing: float = 0.0
     said: float = 0.0
@@ -114,7 +126,7 @@ class Run:
                     reason = self._batch(batch)
                     bar.note(self._pace())
                     bar.step(len(self.plan.positions(batch)))
-                    if reason:
+                    if reason or self._full:
                         break
             rows = self.folder.finish()
             self._say("stopped" if reason else "complete", batch=batch, reason=reason)
@@ -135,6 +147,10 @@ class Run:
         watched = self.watcher.measure(self.plan.watch, moment)
         self.folder.commit(0, {"step": 0, "case_ids": []}, rows=rows, moments=watched)
         self._tell(0, None)
+
+    @property
+    def _full(self) -> bool:
+        return self.plan.most is not None and len(self.held) >= self.plan.most
 
     def _batch(self, batch: int) -> str | None:
         """Edit, measure and record one batch; returns the alarm's reason to stop."""
@@ -161,10 +177,15 @@ class Run:
         """The batch's edit, read or computed, or the error for which it was skipped."""
         kept = self.folder.record(batch)
         if kept is not None and kept.get("skipped"):
-            self.skipped[batch] = kept["skipped"]
+            if kept["skipped"] != RIGHT:
+                self.skipped[batch] = kept["skipped"]
             return None, kept["skipped"]
         with contextlib.suppress(DataError):
             return self.folder.edit(batch), None
+        if self.plan.foresee is not None:
+            return self._foreseen(batch, kept)
+        if self.plan.errs is not None and kept is None and not self._errs(batch):
+            return None, RIGHT
         requests = [self.plan.cases[i].request for i in self.plan.positions(batch)]
         began = time.perf_counter()
         try:
@@ -178,6 +199,31 @@ class Run:
         self.made += len(requests)
         self._require_same(batch, edit, kept)
         edit.save(self.folder.file("edits", batch))
+        return edit, None
+
+    def _errs(self, batch: int) -> bool:
+        assert self.plan.errs is not None
+        return any(self.plan.errs(self.plan.cases[i]) for i in self.plan.positions(batch))
+
+    def _foreseen(
+        self, batch: int, kept: Mapping[str, Any] | None
+    ) -> tuple[Edit | None, str | None]:
+        """The edit from those computed together; all of them are on the disk before the first is
+        used, so that a run that dies among them computes the same groups again."""
+        position = batch - 1
+        if position not in self.foreseen:
+            assert self.plan.foresee is not None
+            began = time.perf_counter()
+            self.foreseen = self.plan.foresee(position)
+            for i, edit in sorted(self.foreseen.items(), reverse=True):
+                if edit is not None:
+                    edit.save(self.folder.file("edits", i + 1))
+                    self.made += 1
+            self.editing += time.perf_counter() - began
+        edit = self.foreseen.pop(position)
+        if edit is None:
+            return None, RIGHT
+        self._require_same(batch, edit, kept)
         return edit, None
 
     def _require_same(self, batch: int, edit: Edit, kept: Mapping[str, Any] | None) -> None:
@@ -195,12 +241,12 @@ class Run:
         kept = self._kept(batch)
         if kept is not None:
             return kept
-        step, last = len(self.held), batch == self.plan.n_batches
+        step, last = len(self.held), batch == self.plan.n_batches or self._full
         began = time.perf_counter()
         rows = self._measure(batch, before, edit, last)
         seconds = float(edit.meta.get("seconds", 0.0)) if edit is not None else 0.0
         facts = len(self.plan.positions(batch))
-        moment = Moment(step, edit, facts, seconds, time.perf_counter() - began)
+        moment = Moment(step, edit, facts, seconds, time.perf_counter() - began, last)
         due = [n for n, s in self.plan.watch.items() if last or s.due(before, step)]
         watched = self.watcher.measure(due, moment) if edit is not None or last else None
         record = {

@@ -25,7 +25,7 @@ from workbench.metrics.prefixes import BUDGET, Prefixes
 from workbench.model import ModelView
 from workbench.runs import RunFolder
 
-__all__ = ["moments", "stream", "stream_rows"]
+__all__ = ["check_cases", "moments", "parents_of", "stream", "stream_rows"]
 
 ON_ERROR = ("stop", "skip")
 
@@ -125,7 +125,7 @@ def stream(
             "keep_deltas=False is not possible: a run is resumed, and its curves are drawn again, "
             "from its edits. Leave it out; low-rank edits are small."
         )
-    facts = _cases(cases)
+    facts = check_cases(cases)
     _check_numbers(batch_size=batch_size, subset=subset, dense_every=dense_every or 1)
     for size in {batch_size, len(facts) % batch_size} - {0}:
         editor.check_batch_size(min(size, len(facts)))
@@ -150,7 +150,7 @@ def stream(
     )
     folder = RunFolder(out)
     with folder.locked(), view.writing(f"streaming into {folder.name}"):
-        parents = _parents(folder, view, fresh, continue_on)
+        parents = parents_of(folder, view, fresh, continue_on)
         config = config_of(view, editor, plan, asked, parents, seed) | {
             "material": digest([material.texts, material.upstream, dict(material.downstream)]),
             "statistics": "given" if statistics is not None else "of the editor",
@@ -211,7 +211,13 @@ def moments(out: str | os.PathLike[str]) -> pd.DataFrame:
 # -------------------------------------------------------------------- before a run
 
 
-def _cases(items: Iterable[EditCase | EditRequest]) -> list[EditCase]:
+def check_cases(items: Iterable[EditCase | EditRequest]) -> list[EditCase]:
+    """Cases with ids of their own.
+
+    Raises:
+        RequestError: for anything but cases and requests.
+        OptionError: for no cases, or an id that occurs twice.
+    """
     found = list(items)
     for i, item in enumerate(found):
         if isinstance(item, EditRequest):
@@ -233,7 +239,7 @@ def _check_numbers(**numbers: int) -> None:
             raise OptionError(f"{name}={value!r}: it must be a whole number from 1 on.")
 
 
-def _parents(folder: RunFolder, view: ModelView, fresh: bool, continue_on: bool) -> list[str]:
+def parents_of(folder: RunFolder, view: ModelView, fresh: bool, continue_on: bool) -> list[str]:
     """Ids of the edits below the run's own; a view that holds the run already is fine."""
     held = [e.id for e in view.stack]
     if not fresh and (folder.path / "run.json").exists():

@@ -61,13 +61,15 @@ class Material:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the run stands: edits held, the newest edit, and what it took in seconds."""
+    """Where the run stands: edits held, the newest edit, what it took in seconds, whether it ends
+    here."""
 
     step: int
     edit: Edit | None = None
     facts: int = 0
     seconds: float = 0.0
     measuring: float = 0.0
+    last: bool = False
 
 
 def material_for(

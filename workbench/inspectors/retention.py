@@ -28,7 +28,7 @@ from workbench.metrics.scoring import probes_of
 from workbench.model import ModelView
 from workbench.progress import Bar
 
-__all__ = ["answer_spans", "retention_curves"]
+__all__ = ["adapters_of", "answer_spans", "retention_curves", "value_spans"]
 
 #: Examples in one pass.
 BATCH = 64
@@ -67,11 +67,11 @@ def answer_spans(
         >>> wb.retention_curves(spans)
     """
     place, final = codebook_on(view)
-    steps = _adapters(view)
+    steps = adapters_of(view)
     asked = probes_of(cases)
     prompts = list(dict.fromkeys(p.prompt for _, _, p in asked))
     with view.writing("retention"), view.pristine():
-        spans = _spans(view, prompts, place, steps)
+        spans = value_spans(view, prompts, place, steps)
         wanted = {
             (p.prompt, text, value)
             for _, _, p in asked
@@ -159,8 +159,12 @@ def _running(start: Any, stop: Any, weight: Any, steps: int) -> Any:
     return np.cumsum(change)[:-1]
 
 
-def _adapters(view: ModelView) -> list[Adapter]:
-    """What each edit on the stack adds to the codebook."""
+def adapters_of(view: ModelView) -> list[Adapter]:
+    """What each edit on the stack adds to the codebook.
+
+    Raises:
+        OptionError: if there are other edits.
+    """
     found = []
     for i, edit in enumerate(view.stack):
         if not isinstance(edit, AdapterEdit) or [a.kind for a in edit.adapters] != ["codebook"]:
@@ -172,10 +176,20 @@ def _adapters(view: ModelView) -> list[Adapter]:
     return found
 
 
-def _spans(
+def value_spans(
     view: ModelView, prompts: Sequence[str], place: Place, adapters: Sequence[Adapter]
 ) -> dict[str, list[tuple[int, int, int]]]:
-    """Prompt → (since, until, value row) of everything that answered it."""
+    """Which value answered each prompt while a codebook grew; no value is used for it.
+
+    Args:
+        view: the unedited model.
+        prompts: whole prompts.
+        place: the module.
+        adapters: what each edit added, from :func:`adapters_of`.
+
+    Returns:
+        Prompt → (since, until, row of the value; -1: none) in edits, one after another.
+    """
     book = Codebook.load(adapters[0], device=view.device)
     parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
     asked = torch.cat([queries(view, part, place, book.settings)[0] for part in parts])

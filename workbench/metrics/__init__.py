@@ -8,6 +8,7 @@ wb.summary(scores)
 
 from workbench.metrics.downstream import downstream, downstream_items, downstream_summary
 from workbench.metrics.generation import generate_text, next_tokens
+from workbench.metrics.judging import MEASURES, judge
 from workbench.metrics.language import (
     consistency,
     fluency,
@@ -21,6 +22,7 @@ from workbench.metrics.summaries import harmonic_mean, median_kl, summary
 from workbench.metrics.writing import free_writing
 
 __all__ = [
+    "MEASURES",
     "PROTOCOLS",
     "Reference",
     "consistency",
@@ -31,6 +33,7 @@ __all__ = [
     "free_writing",
     "generate_text",
     "harmonic_mean",
+    "judge",
     "median_kl",
     "next_tokens",
     "ngram_entropy",

@@ -21,7 +21,7 @@ from workbench.plots.inside import (
 )
 from workbench.plots.layers import plot_drift, plot_layer_sweep
 from workbench.plots.lens import plot_lens
-from workbench.plots.memory import plot_codebook, plot_codebook_map, plot_retention
+from workbench.plots.memory import plot_codebook, plot_codebook_map, plot_radii, plot_retention
 from workbench.plots.moved import plot_promoted, plot_residual_shift
 from workbench.plots.optimization import plot_closure, plot_target_trace
 from workbench.plots.scores import plot_summary
@@ -45,6 +45,7 @@ __all__ = [
     "plot_gradients",
     "plot_hooks",
     "plot_neurons",
+    "plot_radii",
     "plot_retention",
     "plot_closure",
     "plot_comparison",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from workbench.plots.theme import (
     NEUTRAL,
     PALETTE,
     finish,
+    frame,
     need_columns,
     new_figure,
     percent,
@@ -21,7 +23,7 @@ from workbench.plots.theme import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["plot_codebook", "plot_codebook_map", "plot_retention"]
+__all__ = ["plot_codebook", "plot_codebook_map", "plot_radii", "plot_retention"]
 
 OPS = ("add", "split", "expand", "refine", "overwrite")
 
@@ -180,6 +182,52 @@ def plot_retention(
     fig.update_xaxes(title="edits", **_whole(int(table["step"].max())))
     fig.update_yaxes(title="share", range=[0, 1.02])
     return finish(fig, "From the first edit to the last: " + ", ".join(ends) + ".")
+
+
+def plot_radii(
+    table: pd.DataFrame,
+    columns: Sequence[str] = ("err", "holdout", "trr", "keys"),
+    *,
+    title: str = "What a radius holds",
+    subtitle: str = "",
+    size: str = "wide",
+    theme: str = "light",
+) -> go.Figure:
+    """Measures by radius of a new ball, a panel a measure and a line a layer.
+
+    Args:
+        table: ``layer, epsilon`` and the measures, as from ``wb.radius_study`` or the ``.table`` of
+            ``wb.GRACE.calibrate``.
+        columns: the measures.
+        title, subtitle, size, theme: as in :func:`plot_codebook`.
+
+    Raises:
+        OptionError: if a column is missing.
+
+    Example:
+        >>> plot_radii(wb.radius_study(view, task, layers=(0, 1), epsilons=(0.5, 1.0)))
+    """
+    need_columns(table, ("layer", "epsilon", *columns), "plot_radii")
+    fig = new_figure("", size=size, theme=theme)
+    panels = [f"<b>{words(c)}</b>" for c in columns]
+    plotly("subplots").make_subplots(rows=1, cols=len(columns), figure=fig, subplot_titles=panels)
+    for i, (layer, part) in enumerate(table.dropna(subset=["epsilon"]).groupby("layer")):
+        part = part.sort_values("epsilon")
+        for k, column in enumerate(columns, 1):
+            line = plotly().Scatter(
+                name=f"layer {layer}", x=part["epsilon"], y=part[column], mode="lines+markers",
+                legendgroup=str(layer), showlegend=k == 1, **style(i),
+            )  # fmt: skip
+            fig.add_trace(line, row=1, col=k)
+    fig.update_xaxes(title="radius", type="log")
+    for k, column in enumerate(columns, 1):
+        share = float(table[column].max()) <= 1
+        span = {"range": [0, 1.04]} if share else {"rangemode": "tozero"}
+        fig.update_yaxes(**span, row=1, col=k)
+    frame(fig, title, subtitle=subtitle, legend=True)
+    ends = [f"{c} {table[c].min():.3g} to {table[c].max():.3g}" for c in columns]
+    layers = ", ".join(str(x) for x in sorted(table["layer"].dropna().unique()))
+    return finish(fig, f"Layers {layers}; over all radii: {'; '.join(ends)}.")
 
 
 def _whole(most: int) -> dict[str, Any]:

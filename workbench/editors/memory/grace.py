@@ -15,10 +15,11 @@ what one after another gives.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -38,16 +39,34 @@ from workbench.editors.memory.codebook import (
 )
 from workbench.editors.memory.examples import Examples, labels_of
 from workbench.editors.presets import Preset, find
+from workbench.edits import AdapterEdit, Edit
 from workbench.errors import OptionError
-from workbench.facts import EditRequest
+from workbench.facts import EditCase, EditRequest, Probe, as_requests
 from workbench.memories import Codebook, Label, Settings, as_adapter, written_columns
 from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.trace import frozen
+from workbench.weights import lineage
+
+if TYPE_CHECKING:
+    from workbench.editors.memory.calibrate import RadiusCalibration
 
 __all__ = ["GRACE", "codebook_of"]
 
 INITS = ("cold", "warm")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A trained value, and the loss of its request before the first and the last step."""
+
+    value: Tensor
+    first: float = float("nan")
+    last: float = float("nan")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        return {"loss_first": self.first, "loss_last": self.last}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +132,55 @@ class GRACE(MemoryEditor):
         texts = [r.text for r in requests]
         decisions = _decisions(before, settings, self.rules(view), keys, labels, texts)
         _warn_of_narrow(decisions, settings)
-        values, first, last = self._trained(view, requests, settings, before, decisions, outputs)
+        fits = self._trained(view, requests, settings, before, decisions, outputs)
+        values = {d.entry: fit.value for d, fit in zip(decisions, fits, strict=True)}
         entries = entries_of(decisions, values)
         events = [
-            event_of(i, d) | {"loss_first": first[i], "loss_last": last[i]}
-            for i, d in enumerate(decisions)
+            event_of(i, d) | fit.losses
+            for i, (d, fit) in enumerate(zip(decisions, fits, strict=True))
         ]
         report = {"events": events, "size": len(before.after(settings, entries))}
         return [as_adapter(place.parameter, settings, entries)], {"report": report}
+
+    def edits(self, view: ModelView, requests: Any) -> list[Edit]:
+        """An edit a request, as one after another gives them, with their values trained together.
+
+        Args:
+            view: the model in the state that the first edit builds on; it is as before afterwards.
+            requests: as in :meth:`edit`; a later one may contradict an earlier.
+
+        Returns:
+            Edits to be pushed in this order. Entries, keys and radii are those of
+            ``[push(edit(view, r)) for r in requests]``, values up to rounding.
+
+        Raises:
+            WorkbenchError: as :meth:`edit`.
+
+        Example:
+            >>> for edit in wb.GRACE.preset(view).edits(view, cases):
+            ...     view.push(edit)
+        """
+        batch = [r for item in as_requests(requests) for r in self._admit(view, item)]
+        began = time.perf_counter()
+        with view.writing(f"GRACE: {len(batch)} edits in turn"):
+            settings, place = self.settings(view), self.place(view)
+            book = codebook_of(view, self, settings)
+            keys, outputs = self._asked(view, batch, settings)
+            labels, texts = [self.label(view, r) for r in batch], [r.text for r in batch]
+            decisions = _decisions(book, settings, self.rules(view), keys, labels, texts)
+            _warn_of_narrow(decisions, settings)
+            fits = self._trained(view, batch, settings, book, decisions, outputs)
+            seconds = (time.perf_counter() - began) / len(batch)
+            made: list[Edit] = []
+            for request, d, fit in zip(batch, decisions, fits, strict=True):
+                entries = entries_of([d], {d.entry: fit.value})
+                book = book.after(settings, entries)
+                report = {"events": [event_of(0, d) | fit.losses], "size": len(book)}
+                pieces = [as_adapter(place.parameter, settings, entries)]
+                edit = self._finish(view, [request], pieces, {"report": report}, seconds)
+                assert isinstance(edit, AdapterEdit)
+                made.append(replace(edit, parents=lineage([*view.stack, *made])))
+        return made
 
     # ------------------------------------------------------------------ values
 
@@ -132,25 +192,26 @@ class GRACE(MemoryEditor):
         book: Codebook,
         decisions: Sequence[Decision],
         outputs: Tensor,
-    ) -> tuple[dict[int, Tensor], list[float], list[float]]:
-        """Values by entry, and each request's loss before the first and the last step.
+    ) -> list[_Fit]:
+        """What each request makes of the value of its entry.
 
         Requests of one entry wait for each other; all others are trained together.
         """
         values: dict[int, Tensor] = {}
-        first, last = [float("nan")] * len(requests), [float("nan")] * len(requests)
+        fits: dict[int, _Fit] = {}
         rounds = _rounds(decisions, self.mini_batch)
         with Bar("values", self.steps * len(rounds)) as bar, frozen(view.model):
             for chosen in rounds:
                 starts = [self._start(book, values, decisions[i], outputs[i]) for i in chosen]
-                value = torch.stack(starts)
+                value, losses = torch.stack(starts), []
                 if decisions[chosen[0]].trained:
                     part = [requests[i] for i in chosen]
                     losses = self._fit(view, part, settings, value, bar)
-                    for place, i in enumerate(chosen):
-                        first[i], last[i] = float(losses[0][place]), float(losses[-1][place])
-                values |= {decisions[i].entry: value[k].cpu() for k, i in enumerate(chosen)}
-        return values, first, last
+                for k, i in enumerate(chosen):
+                    ends = [float(each[k]) for each in (losses[0], losses[-1])] if losses else []
+                    fits[i] = _Fit(value[k].cpu(), *ends)
+                    values[decisions[i].entry] = fits[i].value
+        return [fits[i] for i in range(len(requests))]
 
     def _start(
         self, book: Codebook, values: Mapping[int, Tensor], decision: Decision, output: Tensor
@@ -195,6 +256,53 @@ class GRACE(MemoryEditor):
             value.requires_grad_(False)
 
     # ------------------------------------------------------------------ presets
+
+    @classmethod
+    def calibrate(
+        cls,
+        view: ModelView,
+        cases: Sequence[EditCase],
+        *,
+        layers: Sequence[int] | None = None,
+        epsilons: Sequence[float] | None = None,
+        upstream: Sequence[Probe] = (),
+        spared: float = 0.95,
+        **options: Any,
+    ) -> RadiusCalibration:
+        """Choose layer and radius for a model: a sweep in which one value a case and layer trains.
+
+        Args:
+            view: the model, without edits.
+            cases: facts with other wordings (``paraphrase, holdout``) and prompts that shall stay
+                (``neighborhood, attribute, locality``).
+            layers: candidates; None tries up to five from a third of the depth on.
+            epsilons: candidate radii; None takes shares of the median distance between the keys.
+            upstream: more probes that shall stay.
+            spared: share of the prompts that shall stay that must be left alone.
+            options: options of the editor that stay fixed, such as ``steps``.
+
+        Returns:
+            A :class:`~workbench.editors.memory.calibrate.RadiusCalibration` with ``.table``,
+            ``.figure`` and ``.editor``.
+
+        Raises:
+            OptionError: without cases, for options out of range, or a view with edits.
+
+        Example:
+            >>> wb.GRACE.calibrate(view, wb.datasets.tiny()[:20]).editor
+        """
+        from workbench.editors.memory.calibrate import calibrate  # it builds on GRACE
+
+        start = cls.preset(view, **options)
+        return calibrate(
+            start,
+            view,
+            cases,
+            layers=layers,
+            epsilons=epsilons,
+            upstream=upstream,
+            spared=spared,
+        )
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
