@@ -224,7 +224,8 @@ def folder_of(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise DataError(f"{path} has no config.json: it is not a transformers model folder.")
-        if not any(path.glob("*.safetensors")):
+        pickled = (f for end in ("bin", "pt", "pth") for f in path.glob(f"*.{end}"))
+        if any(pickled) and not any(path.glob("*.safetensors")):
             raise DataError(NO_SAFETENSORS.format(name=path))
         return str(path)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -279,13 +280,13 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device | None) -> torc
 def _explain(name: str, folder: str, err: Exception) -> Exception:
     if isinstance(err, UnsupportedModelError | OptionError | DataError | FetchError):
         return err
-    if "safetensors" in str(err) and "use_safetensors" in str(err):
-        return DataError(NO_SAFETENSORS.format(name=name))
     if Path(folder).is_dir():
         return DataError(
             f"the files of {name!r} in {folder} are damaged or incomplete ({_first_line(err)}). "
             "Delete the folder and load again."
         )
+    if "use_safetensors" in str(err):
+        return DataError(NO_SAFETENSORS.format(name=name))
     return FetchError(
         f"{name!r} is neither a known name ({', '.join(MODELS)}) nor a local folder, and could not "
         f"be had from the hub ({_first_line(err)})." + did_you_mean(name, MODELS) + " Without a "
