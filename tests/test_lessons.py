@@ -94,6 +94,17 @@ def test_validation_shares_nothing_with_training(lessons: wb.Lessons) -> None:
     assert len(trained) > 80 and len(kept) > 20 and not trained & kept
 
 
+def test_neither_pool_holds_the_other_sides_edits_or_texts() -> None:
+    pool = tuple(request(i, "true") for i in (0, 30, 50, 51))
+    found = wb.Lessons(
+        training=topics(5), held_out=topics(5, 30), local=pool, held_out_local=(*pool, request(60))
+    )
+    trained = {t for s in range(20) for t in texts(found.draw(s, n_edits=1, n_local=2).local)}
+    assert trained == {"question 0", "question 50", "question 51"}
+    kept = {t for x in found.validation(20, n_edits=1, n_local=1) for t in texts(x.local)}
+    assert kept == {"question 30", "question 60"}
+
+
 def test_both_targets_and_all_words_are_drawn(lessons: wb.Lessons) -> None:
     drawn = [lessons.draw(s, n_edits=1, n_local=0) for s in range(900)]
     yes = sum(x.edits[0].target_new == "yes" for x in drawn)
