@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,26 @@ def test_edits_say_what_they_did(make_view) -> None:
         assert row["cosine"] == pytest.approx(-1, abs=1e-4)  # a plain step down
     with pytest.warns(UserWarning, match="trained to write 2 at once"):
         editor.edit(view, [BO, ANNA, EditRequest(prompt="Seattle is", target_new="Rome")])
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_single_edits_together_are_single_edits(make_view, tmp_path, name: str) -> None:
+    view = make_view("gpt2", torch.float64)
+    cls: Any = EDITORS[name]
+    editor = cls(weights=str(untrained(name, view)))
+    if name == "ENN":
+        editor = prepared_enn(view, tmp_path)
+    again = replace(BO, target_new="Oslo")  # contradicts the first, and may
+    together = editor.edit_each(view, [BO, ANNA, again])
+    for request, edit in zip((BO, ANNA, again), together, strict=True):
+        alone = editor.edit(view, request)
+        assert edit.requests == (request,) and edit.parameters == alone.parameters
+        for a, b in zip(edit.deltas, alone.deltas, strict=True):
+            x, y = (d.materialize(dtype=torch.float64) for d in (a, b))
+            assert torch.allclose(x, y, atol=1e-9)
+        for a, b in zip(edit.report["gradients"], alone.report["gradients"], strict=True):
+            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-6)
+            assert a["cosine"] == pytest.approx(b["cosine"], rel=1e-6)
 
 
 # -------------------------------------------------------------------- 33, 34: losses

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,12 +23,12 @@ from torch import Tensor
 from workbench.capabilities import orient
 from workbench.editors.base import Editor, check_preset_name, storage_dtype
 from workbench.editors.learned.files import Trained, file_name, find, locate, places, read_trained
-from workbench.editors.learned.gradients import Factors, check_matrices
+from workbench.editors.learned.gradients import Factors, Pairs, check_matrices
 from workbench.editors.learned.learner import Learner, Rewrite
 from workbench.editors.learned.texts import read
-from workbench.edits import Delta
+from workbench.edits import Delta, Edit
 from workbench.errors import DataError, OptionError, WorkbenchError
-from workbench.facts import EditRequest
+from workbench.facts import EditRequest, as_requests
 from workbench.model import ModelView
 from workbench.trace import frozen
 
@@ -125,15 +126,49 @@ class LearnedEditor(Editor):
         learner = learner.to(view.device, storage_dtype(view)).eval()
         return learner.requires_grad_(False)
 
+    def edit_each(self, view: ModelView, requests: Any) -> list[Edit]:
+        """Independent single edits, each for the view as it is now, from one pass over all of them.
+
+        Equal to ``[self.edit(view, r) for r in requests]``, several times faster.
+
+        Args:
+            view: the model; it is as before afterwards.
+            requests: as in :meth:`edit`; conflicts between them are allowed.
+
+        Raises:
+            WorkbenchError: as :meth:`edit`.
+        """
+        batch = [r for item in as_requests(requests) for r in self._admit(view, item)]
+        began = time.perf_counter()
+        with view.writing(f"{type(self).__name__}: {len(batch)} single edits"):
+            found = self._made(view, batch, len(batch))
+            seconds = (time.perf_counter() - began) / len(batch)
+            return [
+                self._finish(view, [r], deltas, extra, seconds)
+                for r, (deltas, extra) in zip(batch, found, strict=True)
+            ]
+
     def _compute(
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
-        learner = self.network(view)
         self._warn_of_many(view, len(requests))
+        return self._made(view, requests, 1)[0]
+
+    def _made(
+        self, view: ModelView, requests: Sequence[EditRequest], n: int
+    ) -> list[tuple[list[Delta], dict[str, Any]]]:
+        """Deltas and report of ``n`` edits, of as many requests each."""
+        learner = self.network(view)
         with frozen(view.model), self.base(view):
-            made = learner.rewrite(view, read(view, requests), n_lessons=1)
-        deltas = deltas_of(view, made.factors, self.scale)
-        return deltas, {"report": {"gradients": _report(learner, made, self.scale)}}
+            made = learner.rewrite(view, read(view, requests), n_lessons=n)
+        each = [made] if n == 1 else [_lesson(made, i) for i in range(n)]
+        return [
+            (
+                deltas_of(view, one.factors, self.scale),
+                {"report": {"gradients": _report(learner, one, self.scale)}},
+            )
+            for one in each
+        ]
 
     def base(self, view: ModelView) -> AbstractContextManager[Any]:
         """The model that edits are computed on, for the length of the block; the view itself for
@@ -230,6 +265,18 @@ def deltas_of(view: ModelView, factors: Mapping[str, Factors], scale: float = 1.
         else:
             found.append(Delta.dense(name, left.T @ right))
     return found
+
+
+def _lesson(made: Rewrite, i: int) -> Rewrite:
+    """One lesson's part of what was made of several."""
+    factors, pairs = {}, {}
+    for name, each in made.factors.items():
+        used = (each.left[i] != 0).any(1) | (each.right[i] != 0).any(1)
+        factors[name] = Factors(each.left[i][used][None], each.right[i][used][None])
+        old = made.gradients.pairs[name]
+        mine = old.lesson == i
+        pairs[name] = Pairs(old.x[mine], old.delta[mine], old.lesson[mine] * 0)
+    return Rewrite(factors, replace(made.gradients, pairs=pairs))
 
 
 def _report(learner: Learner, made: Rewrite, scale: float) -> list[dict[str, Any]]:

@@ -215,14 +215,16 @@ class ENN(LearnedEditor):
         )
         return view.applied(bottom)
 
-    def _compute(
-        self, view: ModelView, requests: Sequence[EditRequest], **given: Any
-    ) -> tuple[list[Delta], dict[str, Any]]:
-        deltas, extra = super()._compute(view, requests)
+    def _made(
+        self, view: ModelView, requests: Sequence[EditRequest], n: int
+    ) -> list[tuple[list[Delta], dict[str, Any]]]:
+        found = super()._made(view, requests, n)
         if self.is_prepared(view):
-            return deltas, extra
-        extra["report"]["prepared"] = self._mark()
-        return [*self._preparation(view), *deltas], extra
+            return found
+        before = self._preparation(view)
+        for _, extra in found:
+            extra["report"]["prepared"] = self._mark()
+        return [([*before, *deltas], extra) for deltas, extra in found]
 
     def _preparation(self, view: ModelView) -> list[Delta]:
         learner: Any = self.network(view)
