@@ -299,6 +299,11 @@ def test_options_out_of_range(view: ModelView, name: str) -> None:
         "released": ("yes",),
         "slots": (0, 1.5),
         "hooks": ("no",),
+        "matrices": ("up", 3),
+        "optimizer": ("rms", 3),
+        "locality": (-1.0, math.nan),
+        "local_batch": (0, 1.5),
+        "local_texts": (0, 1.5),
     }
     known = {f.name for f in fields(EDITORS[name])}
     assert known - set(bad) <= {"corpus", "corpus_tokens"}
