@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from learned import LEARNED
 
 from workbench.editors import EDITORS, Editor, find_editor
 from workbench.errors import (
@@ -53,6 +54,8 @@ def make(name: str, **changes: Any) -> Editor:
     return EDITORS[name](**{**options(name), **changes})
 
 
+#: Learned editors have a file instead of options: tests/test_learned.py.
+PLAIN = [n for n in EDITORS if n not in LEARNED]
 LOCATING = [n for n in EDITORS if EDITORS[n].needs_subject]
 
 
@@ -135,7 +138,7 @@ def test_malformed_requests_cannot_be_made(fields: dict[str, Any], words: str) -
         EditRequest.from_text("Anna is", subject="Bo", target_new="x")
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_lists_of_requests(view: ModelView, name: str) -> None:
     for given, words in (
         ([], "empty"),
@@ -169,7 +172,7 @@ def filled(view: ModelView, request: EditRequest) -> EditRequest:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_too_long(make_view, family: str) -> None:
     view = make_view(family)
-    for name in EDITORS:
+    for name in PLAIN:
         for request, words in (
             (replace(BO, subject="Bo " * 300), "subject too long.*context is 128"),
             (replace(BO, prompt="{} " + "and " * 300), "prompt too long"),
@@ -238,7 +241,7 @@ def test_what_the_model_says_already(make_view, name: str) -> None:
 # ---------------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_options_out_of_range(view: ModelView, name: str) -> None:
     bad: dict[str, tuple[Any, ...]] = {
         "layers": ((-1,), (4,), (1, 99), (), 1, "1", (1.0,), ("1",), (True,), None, (1, 1)),
@@ -305,7 +308,7 @@ def test_options_out_of_range(view: ModelView, name: str) -> None:
                 make(name, **{option: value}).edit(view, BO)
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_misspelled_names(view: ModelView, name: str) -> None:
     cls = EDITORS[name]
     calls: list[tuple[Callable[[], Any], str]] = [

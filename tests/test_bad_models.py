@@ -13,9 +13,8 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
-from test_bad_input import ANNA, BO, LOCATING, make, refused, untouched
+from test_bad_input import ANNA, BO, LOCATING, PLAIN, make, refused, untouched
 
-from workbench.editors import EDITORS
 from workbench.editors.locate.base import LocateEditor
 from workbench.errors import (
     DataError,
@@ -103,7 +102,7 @@ def test_statistics_that_do_not_fit(view: ModelView, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_nan_in_weights(make_view, name: str, value: float) -> None:
     view = make_view("llama")
     places = [view.value_module(layer).weight for layer in range(4)]
@@ -246,7 +245,7 @@ def test_unknown_paths_and_names(tmp_path: Path, monkeypatch) -> None:
 # ---------------------------------------------------------------------- Ctrl-C
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_interruption_at_every_step(make_view, name: str) -> None:
     editor = make(name)
 

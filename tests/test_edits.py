@@ -212,15 +212,15 @@ def rewritten(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.pop("deltas"),
-        lambda m: m.update(deltas=3),
-        lambda m: m.update(requests=[{"prompt": "", "target_new": "x"}]),
-        lambda m: m.update(requests=[{"prompt": "x", "target_new": "y", "more": 1}]),
-        lambda m: m.update(editor="ROME"),
-        lambda m: m["report"]["targets"][0].update(nll=0.0),
-        lambda m: m["meta"].update(model="another"),
-        lambda m: m["deltas"][1].__setitem__(2, [5, 3]),
-        lambda m: m["deltas"][0].__setitem__(1, "rank"),
+        lambda m: m["edits"][0].pop("deltas"),
+        lambda m: m["edits"][0].update(deltas=3),
+        lambda m: m["edits"][0].update(requests=[{"prompt": "", "target_new": "x"}]),
+        lambda m: m["edits"][0].update(requests=[{"prompt": "x", "target_new": "y", "more": 1}]),
+        lambda m: m["edits"][0].update(editor="ROME"),
+        lambda m: m["edits"][0]["report"]["targets"][0].update(nll=0.0),
+        lambda m: m["edits"][0]["meta"].update(model="another"),
+        lambda m: m["edits"][0]["deltas"][1].__setitem__(2, [5, 3]),
+        lambda m: m["edits"][0]["deltas"][0].__setitem__(1, "rank"),
     ],
 )
 def test_edited_by_hand(tmp_path: Path, change: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -58,11 +59,44 @@ def test_peft_alone_loads_it(make_view, make_model, tokenizer, tmp_path, family:
 def test_refusals(make_view, tmp_path) -> None:
     view = make_view("gpt2")
     dense = wb.FT(layers=(1,), steps=1).edit(view, REQUEST)
-    with pytest.raises(OptionError, match="save_pretrained"):
+    with pytest.raises(OptionError, match="Give rank=.*save_pretrained"):
         wb.export_peft(dense, view, tmp_path)
+    with pytest.raises(OptionError, match="rank=0"):
+        wb.export_peft(dense, view, tmp_path, rank=0)
     with pytest.raises(EditMismatchError):
         wb.export_peft(dense, make_view("llama"), tmp_path)
+    beside = wb.GRACE.preset(view, steps=2).edit(view, REQUEST)
+    with pytest.raises(OptionError, match="codebook.*decides text by text.*always acts"):
+        wb.export_peft([dense, beside], view, tmp_path, rank=2)
+    bias = wb.Delta.dense("transformer.h.1.mlp.c_proj.bias", torch.ones(32))
+    edit = wb.WeightEdit((bias,), (), "x", {}, view.fingerprint)
+    with pytest.raises(OptionError, match="weights of linear modules only"):
+        wb.export_peft(edit, view, tmp_path, rank=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_dense_change_is_cut_and_the_error_stated(make_view, tmp_path, family: str) -> None:
+    view = make_view(family)
+    dense, low = wb.FT(layers=(1,), steps=3).edit(view, REQUEST), edits_of(view)[0]
+    module = view.weight_name(1).removesuffix(".weight")
+    whole = dense.deltas[0].materialize(dtype=torch.float64)
+    for rank in (2, 32):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            folder = wb.export_peft([low, dense], view, tmp_path / str(rank), rank=rank)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        a, b = (tensors[f"base_model.model.{module}.lora_{x}.weight"].double() for x in "AB")
+        total = whole + low.deltas[0].materialize(dtype=torch.float64)
+        error = float((b @ a - total).norm() / total.norm())
+        stated = json.loads((folder / "workbench.json").read_text())["modules"][module]
+        assert stated["rank"] == a.shape[0] == rank + 1
+        assert stated["error"] == pytest.approx(error, rel=1e-3, abs=1e-6)
+        best = torch.linalg.svdvals(whole)[rank:].square().sum().sqrt() / total.norm()
+        assert error == pytest.approx(float(best), rel=1e-3, abs=1e-6)
+        assert [
+            f"leaves out {stated['error']:.2g} of the change" in str(w.message) for w in seen
+        ] == ([True] if rank == 2 else [])
 
 
 def test_the_edited_model_is_plain_transformers(make_view, tokenizer, tmp_path) -> None:

@@ -142,7 +142,7 @@ def test_padding_of_encoders(make_view) -> None:
             assert torch.allclose(one, batched, atol=2e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_one_entry_however_the_prompt_comes(make_view, dtype: torch.dtype) -> None:
     """Alone, padded left or right, with an answer after it: the same entry answers."""
     view = make_view("llama", dtype)

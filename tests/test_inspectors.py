@@ -47,7 +47,9 @@ def test_neuron_table_is_what_nse_chooses(view) -> None:
     assert part["cumulative"].iloc[-1] == pytest.approx(1)
     last = part[part.selected].iloc[-1]
     assert last["cumulative"] >= 0.6 > last["cumulative"] - last["share"]
-    text = alt_text(wb.plot_neurons(table))
+    figure = wb.plot_neurons(table)
+    assert all(len(trace.x) <= 200 and trace.x[-1] == 1 for trace in figure.data[::2])  # lines
+    text = alt_text(figure)
     assert f"layer 0 {100 * part.selected.mean():.0f} %" in text
 
 
@@ -113,12 +115,13 @@ def test_gates_and_thresholds(view) -> None:
 
 def test_another_threshold_opens_what_the_model_would_open(view) -> None:
     edit = wb.CoachHook(**LOCATE, lam=0.5).edit(view, REQUESTS[:1])
-    other = dataclasses.replace(
-        edit,
-        adapters=tuple(
-            dataclasses.replace(a, options={**a.options, "alpha": 0.25}) for a in edit.adapters
-        ),
-    )
+    other = wb.rethreshold(edit, 0.25)
+    assert {a.options["alpha"] for a in other.adapters} == {0.25} and other.id != edit.id
+    assert 0.25 not in {a.options["alpha"] for a in edit.adapters}
+    with pytest.raises(OptionError, match="alpha is NaN"):
+        wb.rethreshold(edit, math.nan)
+    with pytest.raises(OptionError, match="ROME has no hook layers"):
+        wb.rethreshold(dataclasses.replace(edit, adapters=(), editor="ROME"), 1.0)
     with view.applied(edit):
         guessed = wb.with_alpha(wb.hook_gates(view, REQUESTS[0].text), 0.25)
     with view.applied(other):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
+from test_downstream import write as _tasks
 
+import workbench as wb
 from workbench import __main__ as cli
+from workbench.asked import cases_of
 from workbench.commands import _side_by_side
 from workbench.runs import RunFolder
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary")
+
+def write_tasks(folder):
+    """A folder of small downstream tasks, as a word."""
+    return str(_tasks(folder))
+
+
+COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary", "patch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,6 +142,81 @@ def test_stream_and_summary_work_together(tmp_path, capsys):
     assert "not finished: b (6 of 6 cases, interrupted)" in capsys.readouterr().out
     assert cli.main([*words, "--out", runs[0], "--batch-size", "3"]) == 2
     assert "batch_size=2" in capsys.readouterr().err
+
+
+def test_a_stream_is_told_what_to_measure(tmp_path, capsys):
+    (tmp_path / "ids.json").write_text(json.dumps({"a": [7, 3, 5, 9], "b": [1]}))
+    tasks = write_tasks(tmp_path / "tasks")
+    out = str(tmp_path / "run")
+    words = ["stream", "tiny", "tiny", "--editor", "FT", "--out", out, "--no-before"]
+    words += ["--ids", str(tmp_path / "ids.json"), "--sample", "a", "--skip", "1", "--limit", "2"]
+    words += ["--kinds", "efficacy", "--evaluate-at", "1", "--keep-model-at", "1"]
+    words += ["--watch", "perplexity=off", "--watch", "downstream=1", "--watch", "hidden_shift=off"]
+    words += ["--watch", "upstream=off", "--tasks", "sst2", "--tests", "4", "--tasks-path", tasks]
+    words += ["--few-shots", "0", "--write-every", "2", "--write-tokens", "5"]
+    assert cli.main([*words, "--option", "steps=3"]) == 0
+    rows, watched = wb.stream_rows(out), wb.moments(out)
+    assert list(rows["case_id"].unique()) == [3, 5] and set(rows["kind"]) == {"efficacy"}
+    assert rows["step"].min() == 1  # not before
+    asked = watched[watched["metric"] == "downstream_accuracy"]
+    assert list(asked["step"]) == [0, 1, 2] and set(asked["n"]) == {4}
+    assert not {"perplexity", "hidden_shift", "upstream_kl"} & set(watched["metric"])
+    written = pd.read_csv(tmp_path / "run" / "writing.csv")
+    assert list(written["case_id"]) == [3] and "fluency" in capsys.readouterr().out
+    kept = str(tmp_path / "run" / "models" / "1")
+    score = ["score", "tiny", "tiny", "--run", kept, "--limit", "1", "--generate"]
+    assert cli.main([*score, "--tasks", "sst2", "--tests", "4", "--tasks-path", tasks]) == 0
+    told = capsys.readouterr().out
+    assert "1 edit;" in told and "generated_match" in told and "sst2" in told
+
+
+def test_single_rounds_do_not_add_up(tmp_path, capsys):
+    words = ["stream", "tiny", "tiny", "--limit", "3", "--editor", "FT", "--single-round"]
+    words += ["--out", str(tmp_path / "runs" / "a"), "--batch-size", "2", "--option", "steps=3"]
+    assert cli.main([*words, "--kinds", "efficacy"]) == 0
+    assert "each batch on its own" in capsys.readouterr().out
+    rows = wb.stream_rows(tmp_path / "runs" / "a")
+    assert set(rows["step"]) == {0, 1} and rows["case_id"].nunique() == 3
+    table = tmp_path / "table.csv"
+    assert cli.main(["summary", str(tmp_path / "runs"), "--out", str(table)]) == 0
+    assert set(pd.read_csv(table)["moment"]) == {"before", "after"}
+    assert cli.main([*words, "--keep-model-at", "1"]) == 2
+    assert "--keep-model-at needs edits that add up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "zsr"], "--dataset 'zsr' is unknown. Did you mean 'zsre'?"),
+        (["--zsre", "gold"], "choose memit or easyedit"),
+        (["--skip", "-1"], "--skip -1: it must be at least 0"),
+        (["--limit", "0"], "--limit 0: it must be at least 1"),
+        (["--sample", "a"], "--sample names a list of --ids"),
+        (["--ids", "/no/such"], "--ids /no/such is no JSON file"),
+        (["--tests", "4"], "options of tasks without tasks"),
+        (["--snippets", "x"], "--snippets is for free writing"),
+        (["--at", "4"], "--at is a moment of --run"),
+    ],
+)
+def test_what_a_score_cannot_be_asked(words, said, capsys):
+    assert cli.main(["score", "tiny", "tiny", "--limit", "1", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_files_are_read_as_they_are_told(tmp_path):
+    record = {"prompt": "Bo is in Rome", "subject": "Bo", "target_new": "Oslo"}
+    rows = [{"src": "Where is Bo?", "subject": "Bo", "answers": ["Rome"], "alt": "Oslo"}]
+    (tmp_path / "z.json").write_text(json.dumps(rows))
+    (tmp_path / "f.json").write_text(json.dumps([record]))
+    parse = cli._parser().parse_args
+
+    def ask(*words: str) -> object:
+        return cases_of(parse(["score", "tiny", *words]))[0].request.target_new
+
+    assert ask(str(tmp_path / "z.json")) == "Rome"
+    assert ask(str(tmp_path / "z.json"), "--zsre", "easyedit") == "Oslo"
+    assert ask(str(tmp_path / "z.json"), "--dataset", "zsre", "--zsre", "easyedit") == "Oslo"
+    assert ask(str(tmp_path / "f.json"), "--dataset", "facts") == "Oslo"
 
 
 def test_an_unknown_editor_or_option_is_named(capsys):

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from workbench.editors import (
         EDITORS,
         EMMET,
+        ENN,
         FT,
         FTEWC,
+        FTKL,
         FTL,
         FTW,
         GRACE,
+        KE,
         MEMIT,
+        MEND,
         NSE,
         ROME,
         AlphaEdit,
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
         prune,
     )
     from workbench.editors.explain import explain_options
+    from workbench.editors.learned.judging import lesson_summary, score_lessons
+    from workbench.editors.learned.lessons import Lesson, Lessons
+    from workbench.editors.learned.tasks import check_task, make_lessons
     from workbench.edits import AdapterEdit, Delta, Edit, WeightEdit, load_edit
     from workbench.errors import WorkbenchError
     from workbench.experiment import (
@@ -49,6 +56,7 @@ if TYPE_CHECKING:
         moments,
         open_stack,
         radius_study,
+        rounds,
         save_stack,
         stream,
         stream_rows,
@@ -66,6 +74,7 @@ if TYPE_CHECKING:
         codebook_history,
         codebook_map,
         codebook_table,
+        compare_models,
         edit_site,
         hook_gates,
         key_conflicts,
@@ -80,6 +89,7 @@ if TYPE_CHECKING:
         promoted_tokens,
         residual_shift,
         retention_curves,
+        rethreshold,
         side_effects,
         subject_html,
         subject_tokens,
@@ -89,6 +99,15 @@ if TYPE_CHECKING:
     )
     from workbench.metrics import downstream, next_tokens, score, summary
     from workbench.model import ModelView
+    from workbench.patches import (
+        Patch,
+        apply_patch,
+        load_patch,
+        merge_patches,
+        patch_conflicts,
+        save_patch,
+        show_patch,
+    )
     from workbench.plots import (
         plot_alpha,
         plot_causal,
@@ -105,6 +124,7 @@ if TYPE_CHECKING:
         plot_hooks,
         plot_layer_sweep,
         plot_lens,
+        plot_model_comparison,
         plot_moments,
         plot_neurons,
         plot_next_tokens,
@@ -123,12 +143,29 @@ if TYPE_CHECKING:
     from workbench.receipts import Receipt, receipt
     from workbench.session import Session
     from workbench.stats import SecondMoment, second_moments
+    from workbench.studies import (
+        Record,
+        Study,
+        Trial,
+        gaps,
+        published,
+        recorded,
+        run_study,
+        study,
+    )
+    from workbench.verification import verify_patch
     from workbench.widgets import EditBench
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "explain_options": "editors.explain",
+    "Lesson": "editors.learned.lessons",
+    "Lessons": "editors.learned.lessons",
+    "check_task": "editors.learned.tasks",
+    "make_lessons": "editors.learned.tasks",
+    "lesson_summary": "editors.learned.judging",
+    "score_lessons": "editors.learned.judging",
     "Session": "session",
     "EditBench": "widgets",
     "datasets": "",
@@ -155,12 +192,16 @@ _ROOMS = {
     "FT": "editors",
     "FTL": "editors",
     "FTW": "editors",
+    "FTKL": "editors",
     "FTEWC": "editors",
     "FTRetrain": "editors",
     "Defer": "editors",
     "MemoryNetwork": "editors",
     "GRACE": "editors",
     "MEMIT": "editors",
+    "MEND": "editors",
+    "KE": "editors",
+    "ENN": "editors",
     "ROME": "editors",
     "Editor": "editors",
     "WorkbenchError": "errors",
@@ -169,6 +210,7 @@ _ROOMS = {
     "moments": "experiment",
     "open_stack": "experiment",
     "radius_study": "experiment",
+    "rounds": "experiment",
     "save_stack": "experiment",
     "StreamStep": "experiment",
     "stream": "experiment",
@@ -207,6 +249,7 @@ _ROOMS = {
     "residual_shift": "inspectors",
     "weight_drift": "inspectors",
     "weight_updates": "inspectors",
+    "rethreshold": "inspectors",
     "with_alpha": "inspectors",
     "downstream": "metrics",
     "next_tokens": "metrics",
@@ -248,12 +291,36 @@ _ROOMS = {
     "retention": "forgetting",
     "survival": "forgetting",
     "survival_map": "forgetting",
+    "Record": "studies",
+    "Study": "studies",
+    "Trial": "studies",
+    "gaps": "studies",
+    "published": "studies",
+    "recorded": "studies",
+    "run_study": "studies",
+    "study": "studies",
     "SecondMoment": "stats",
     "second_moments": "stats",
+    "Patch": "patches",
+    "apply_patch": "patches",
+    "load_patch": "patches",
+    "merge_patches": "patches",
+    "patch_conflicts": "patches",
+    "save_patch": "patches",
+    "show_patch": "patches",
+    "verify_patch": "verification",
+    "compare_models": "inspectors",
+    "plot_model_comparison": "plots",
 }
 
 __all__ = [
     "explain_options",
+    "Lesson",
+    "Lessons",
+    "check_task",
+    "lesson_summary",
+    "make_lessons",
+    "score_lessons",
     "Session",
     "EditBench",
     "EDITORS",
@@ -265,12 +332,16 @@ __all__ = [
     "FT",
     "FTL",
     "FTW",
+    "FTKL",
     "FTEWC",
     "FTRetrain",
     "Defer",
     "MemoryNetwork",
     "GRACE",
     "MEMIT",
+    "MEND",
+    "KE",
+    "ENN",
     "ROME",
     "Alarm",
     "Delta",
@@ -308,6 +379,7 @@ __all__ = [
     "plot_neurons",
     "open_stack",
     "radius_study",
+    "rounds",
     "save_stack",
     "plot_closure",
     "plot_drift",
@@ -361,6 +433,7 @@ __all__ = [
     "subject_html",
     "subject_tokens",
     "weight_updates",
+    "rethreshold",
     "with_alpha",
     "causal_average",
     "causal_trace",
@@ -375,6 +448,24 @@ __all__ = [
     "plot_lens",
     "plot_promoted",
     "plot_residual_shift",
+    "Record",
+    "Study",
+    "Trial",
+    "gaps",
+    "published",
+    "recorded",
+    "run_study",
+    "study",
+    "Patch",
+    "apply_patch",
+    "load_patch",
+    "merge_patches",
+    "patch_conflicts",
+    "save_patch",
+    "show_patch",
+    "verify_patch",
+    "compare_models",
+    "plot_model_comparison",
 ]
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from workbench import places
+from workbench.arguments import EDITOR, LOADING, MODEL, SCORE, STREAM, SUMMARY, Argument
 from workbench.errors import OptionError, WorkbenchError, did_you_mean
+from workbench.patcharguments import PATCH_ARGUMENTS, PATCH_WORDS
 
 __all__ = ["main"]
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_command(parser, words[0])
         args, rest = parser.parse_known_args(words)
         if rest and not args.takes_more:
-            raise OptionError(_unknown(parser, args.command, rest[0]))
+            raise OptionError(_unknown(args.parser, rest[0]))
         return int(args.run(args, rest))
     except WorkbenchError as err:
         print(f"workbench: {err}", file=sys.stderr)
@@ -120,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in THIN:
         _add_thin(commands, name)
+    _add_patch(commands)
     return parser
 
 
@@ -147,11 +150,7 @@ THIN = {
         "workbench summary data/results/counterfact_smollm2-135m/ROME.csv",
     ),
 }
-MODEL: tuple[str, dict[str, object]] = (
-    "model",
-    {"metavar": "MODEL", "help": "a name, a folder or a hub id"},
-)
-ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
+ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "edit": (
         MODEL,
         ("--prompt", {"required": True, "help": "with one {} where the subject goes"}),
@@ -159,53 +158,20 @@ ARGUMENTS: dict[str, tuple[tuple[str, dict[str, object]], ...]] = {
         ("--target", {"required": True, "help": "what the model shall say"}),
         ("--true", {"help": "what it said before; shown beside the target"}),
         ("--editor", {"default": "ROME", "help": "an editor's name (default: %(default)s)"}),
-        (
-            "--option",
-            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
-        ),
+        *EDITOR,
+        *LOADING,
         ("--out", {"metavar": "FILE", "help": "save the edit here (.safetensors)"}),
     ),
-    "score": (
-        MODEL,
-        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
-        ("--limit", {"type": int, "help": "only the first records"}),
-        (
-            "--edit",
-            {"action": "append", "default": [], "metavar": "FILE", "help": "apply a saved edit"},
-        ),
-        ("--protocol", {"help": "counterfact, zsre or easyedit"}),
-        ("--out", {"metavar": "FILE", "help": "save the table here (.csv)"}),
-    ),
+    "score": SCORE,
     "stats": (
         MODEL,
         ("--layers", {"type": int, "nargs": "+", "required": True, "help": "such as 5 6 7"}),
         ("--corpus", {"default": "self", "help": "self, a path, or a hub id"}),
         ("--tokens", {"type": int, "help": "tokens to average"}),
+        *LOADING,
     ),
-    "stream": (
-        MODEL,
-        ("data", {"metavar": "DATA", "help": "tiny, facts, or a file of cases"}),
-        ("--out", {"required": True, "metavar": "FOLDER", "help": "the run's folder"}),
-        ("--editor", {"default": "MEMIT", "help": "an editor's name (default: %(default)s)"}),
-        (
-            "--option",
-            {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the editor"},
-        ),
-        ("--limit", {"type": int, "help": "only the first records"}),
-        ("--batch-size", {"type": int, "default": 1, "help": "facts an edit (default: 1)"}),
-        (
-            "--evaluate-at",
-            {"type": int, "nargs": "+", "metavar": "N", "help": "measure everything after N edits"},
-        ),
-        ("--dense-every", {"type": int, "metavar": "N", "help": "a subset every N edits as well"}),
-        ("--skip-errors", {"action": "store_true", "help": "leave out batches that fail"}),
-        ("--fresh", {"action": "store_true", "help": "delete an older run in this folder first"}),
-    ),
-    "summary": (
-        ("runs", {"nargs": "+", "metavar": "RUN", "help": "table or run folder"}),
-        ("--first", {"type": int, "metavar": "N", "help": "only the first N cases of every run"}),
-        ("--over-runs", {"action": "store_true", "help": "mean and deviation over runs"}),
-    ),
+    "stream": STREAM,
+    "summary": SUMMARY,
 }
 
 
@@ -216,11 +182,25 @@ def _add_thin(commands: _Commands, name: str) -> None:
         parser.add_argument(argument, **options)  # type: ignore[arg-type]
 
 
+def _add_patch(commands: _Commands) -> None:
+    parser = commands.add(
+        "patch",
+        _patch,
+        "edits as files: show, verify, apply, merge, export and compare them",
+        "workbench patch show edit.safetensors",
+    )
+    words = _Commands(parser, dest="word")
+    for name, (text, example) in PATCH_WORDS.items():
+        made = words.add(name, _patch, text, example)
+        for argument, options in PATCH_ARGUMENTS[name]:
+            made.add_argument(argument, **options)  # type: ignore[arg-type]
+
+
 class _Commands:
     """Adds commands that all look alike: one line of help and an example."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.made = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    def __init__(self, parser: argparse.ArgumentParser, *, dest: str = "command") -> None:
+        self.made = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
         parser.set_defaults(takes_more=False)
 
     def add(
@@ -233,7 +213,7 @@ class _Commands:
             epilog=f"example: {example}",
             allow_abbrev=False,
         )
-        parser.set_defaults(run=run, takes_more=takes_more)
+        parser.set_defaults(run=run, takes_more=takes_more, parser=parser)
         return parser
 
 
@@ -243,9 +223,9 @@ def _require_command(parser: argparse.ArgumentParser, word: str) -> None:
         raise OptionError(f"there is no command {word!r}." + did_you_mean(word, known))
 
 
-def _unknown(parser: argparse.ArgumentParser, command: str, word: str) -> str:
-    known = [o for a in _subparsers(parser)[command]._actions for o in a.option_strings]
-    return f"`workbench {command}` has no option {word!r}." + did_you_mean(word, known)
+def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
+    known = [o for a in parser._actions for o in a.option_strings]
+    return f"`{parser.prog}` has no option {word!r}." + did_you_mean(word, known)
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -288,6 +268,13 @@ def _thin(args: argparse.Namespace, rest: list[str]) -> int:
     from workbench.commands import run
 
     return run(args.command, args)
+
+
+def _patch(args: argparse.Namespace, rest: list[str]) -> int:
+    _quiet()
+    from workbench.patchcommands import run_patch
+
+    return run_patch(args.word, args)
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:

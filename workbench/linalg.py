@@ -14,10 +14,12 @@ from torch import Tensor
 
 from workbench.errors import NumericalError
 
-__all__ = ["Factor", "Grown", "cholesky"]
+__all__ = ["Factor", "Grown", "cholesky", "leading"]
 
 #: Multiples of the mean eigenvalue that are added to the diagonal, one after another.
 JITTERS = (0.0, *(10.0**k for k in range(-12, -3)))
+#: Up to this side a singular value decomposition is taken whole.
+EXACT_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,31 @@ class Grown:
         self._matrix = before.addmm(self._keys, self._keys.T)
         self.factor, self.scale = cholesky(self._matrix), 1.0
         self._clear()
+
+
+def leading(
+    matrix: Float[Tensor, "d m"], k: int, *, seed: int = 0
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"], Float[Tensor, "m k"]]:
+    """The ``k`` largest singular values and their vectors, in float64.
+
+    Exact for matrices with a side below 1,024; beyond, a random range with three power iterations
+    (Halko, Martinsson and Tropp, arXiv 0909.4061): good where the values fall, low where they do
+    not.
+
+    Args:
+        matrix: any matrix of finite numbers.
+        k: at most the shorter side counts.
+        seed: of the random range.
+    """
+    a = matrix.to(torch.float64)
+    k = min(k, *a.shape)
+    if min(a.shape) <= EXACT_SIDE:
+        left, sizes, right = torch.linalg.svd(a, full_matrices=False)
+        return left[:, :k], sizes[:k], right[:k].T
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    start = torch.randn(a.shape[1], min(k + 8, *a.shape), generator=generator, dtype=a.dtype)
+    basis = torch.linalg.qr(a @ start.to(a.device)).Q
+    for _ in range(3):
+        basis = torch.linalg.qr(a @ torch.linalg.qr(a.T @ basis).Q).Q
+    left, sizes, right = torch.linalg.svd(basis.T @ a, full_matrices=False)
+    return (basis @ left)[:, :k], sizes[:k], right[:k].T

@@ -45,6 +45,7 @@ class ModelView:
 
     Attributes:
         name: what the user called the model.
+        revision: which version of it, None if nobody said.
         kind: ``decoder``, ``encoder_classifier`` or ``encoder_decoder``.
         layout: the family's row of :data:`workbench.layouts.LAYOUTS`.
         capabilities: what was proved at load.
@@ -67,12 +68,13 @@ class ModelView:
         capabilities: Capabilities,
         name: str,
         labels: Sequence[str] = (),
+        revision: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.layout = layout
         self.capabilities = capabilities
-        self.name = name
+        self.name, self.revision = name, revision
         self.kind = layout.kind
         self.labels = tuple(labels)
         self.cache: dict[Any, Any] = {}
@@ -198,10 +200,11 @@ class ModelView:
         """
         return self._beside.reading(lengths, gates)
 
-    def push(self, edit: Edit) -> None:
+    def push(self, edit: Edit, *, warn: bool = True) -> None:
         """Put an edit on the stack and into the weights.
 
-        An edit that is on the stack already is not stacked again; a warning says so.
+        An edit that is on the stack already is not stacked again. ``warn`` tells of that, and of
+        what speaks against this edit.
 
         Raises:
             OptionError: if it is not an edit.
@@ -217,14 +220,15 @@ class ModelView:
             )
         with self._changing("push"):
             twin = [i for i, e in enumerate(self.stack) if e.id == edit.id]
-            if twin:
+            if twin and warn:
                 warnings.warn(
                     f"edit {edit.id} is on the stack already (entry {twin[0]}); it was not stacked "
                     "again. To write the fact anew, compute a new edit.",
                     stacklevel=2,
                 )
+            if twin:
                 return
-            for doubt in (*doubts(edit, self.stack), *self._beside.doubts(edit)):
+            for doubt in (*doubts(edit, self.stack), *self._beside.doubts(edit)) if warn else ():
                 warnings.warn(doubt, stacklevel=2)
             self._states.commit(self._states.after(self._states.now, edit))
 

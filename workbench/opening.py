@@ -22,6 +22,7 @@ def open_view(
     name: str,
     kind: str | None = None,
     labels: Sequence[str] = (),
+    revision: str | None = None,
 ) -> ModelView:
     """Check a loaded transformers model and prove what it can do.
 
@@ -31,6 +32,7 @@ def open_view(
         name: shown in every output.
         kind: required only if it cannot be inferred.
         labels: label names of a classifier; taken from the configuration if empty.
+        revision: which version of it, for the record; None takes the hub's commit, if it has one.
 
     Raises:
         UnsupportedModelError: unknown, mixture-of-experts, quantised or offloaded models, a slow
@@ -68,4 +70,5 @@ def open_view(
         capabilities=capabilities,
         name=name,
         labels=labels,
+        revision=revision or getattr(model.config, "_commit_hash", None),
     )

@@ -25,7 +25,7 @@ from workbench.model import ModelView
 from workbench.opening import open_view
 from workbench.places import cache_dir, shipped
 
-__all__ = ["MODELS", "load"]
+__all__ = ["MODELS", "folder_of", "load"]
 
 
 def _tiny(name: str) -> Callable[[], Path]:
@@ -42,6 +42,12 @@ MODELS: dict[str, Callable[[], Path]] = {
 }
 #: Those that come without a head, which gets small random numbers: the same ones everywhere.
 HEADLESS = ("minilm-l6",)
+
+NO_SAFETENSORS = (
+    "{name} has no weights as .safetensors. Workbench reads no pickled ones (.bin, .pt), which can "
+    "run code: if you trust them, convert them once, "
+    "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder), and load the folder."
+)
 
 _AUTO_CLASSES = {
     DECODER: transformers.AutoModelForCausalLM,
@@ -92,20 +98,22 @@ def load(
         given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
         _refuse_for_models(given)
         return _from_model(name, tokenizer, kind, labels)
-    folder = _resolve(str(name))
+    folder = folder_of(str(name))
     device = _device(device, device_map)
     dtype = _dtype(dtype, device)
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         auto = _auto_class(config, kind)
         tok = tokenizer if tokenizer is not None else folder
         if isinstance(tok, str | Path):
-            tok = AutoTokenizer.from_pretrained(tok, revision=None if tokenizer else revision)
+            tok = _tokenizer(tok, revision=None if tokenizer else revision)
         with _no_report_of_heads(str(name)):
             model, info = auto.from_pretrained(
                 folder,
                 config=_with_labels(config, str(name), labels),
                 revision=revision,
+                trust_remote_code=False,  # left out, transformers would ask at the terminal
+                use_safetensors=True,  # pickled weights can run code
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
@@ -128,7 +136,8 @@ def load(
         )
     if device is not None:
         model = model.to(device)
-    return open_view(model, tok, name=str(name), kind=kind, labels=labels)
+    found = getattr(config, "_commit_hash", None) or revision or fetch.origin(folder)
+    return open_view(model, tok, name=str(name), kind=kind, labels=labels, revision=found)
 
 
 def _with_labels(config: Any, name: str, labels: Sequence[str]) -> Any:
@@ -189,20 +198,34 @@ def _from_model(
     labels: Sequence[str],
 ) -> ModelView:
     if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = _tokenizer(tokenizer)
     if tokenizer is None:
         raise OptionError("a loaded model needs its tokenizer: load(model, tokenizer=...).")
     name = model.config.name_or_path or type(model).__name__
     return open_view(model, tokenizer, name=name, kind=kind, labels=labels)
 
 
-def _resolve(name: str) -> str:
+def _tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+        name, revision=revision, trust_remote_code=False
+    )
+
+
+def folder_of(name: str) -> str:
+    """The folder of a known name or a path; a hub id as it is.
+
+    Raises:
+        DataError: if there is no such folder, or it holds no model that can be read.
+        FetchError: if a known model has to be fetched and cannot be.
+    """
     if name in MODELS:
         return str(MODELS[name]())
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise DataError(f"{path} has no config.json: it is not a transformers model folder.")
+        if not any(path.glob("*.safetensors")):
+            raise DataError(NO_SAFETENSORS.format(name=path))
         return str(path)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
@@ -256,6 +279,8 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device | None) -> torc
 def _explain(name: str, folder: str, err: Exception) -> Exception:
     if isinstance(err, UnsupportedModelError | OptionError | DataError | FetchError):
         return err
+    if "safetensors" in str(err) and "use_safetensors" in str(err):
+        return DataError(NO_SAFETENSORS.format(name=name))
     if Path(folder).is_dir():
         return DataError(
             f"the files of {name!r} in {folder} are damaged or incomplete ({_first_line(err)}). "

@@ -16,8 +16,10 @@ from typing import Any
 import families
 import pytest
 import torch
+from learned import LEARNED, untrained
 
 from workbench.editors import EDITORS, FT, ROME, Editor, find_editor, prune, rebuild_editor
+from workbench.editors.learned.base import LearnedEditor
 from workbench.editors.locate.base import LocateEditor
 from workbench.editors.locate.nse import unpack_bits
 from workbench.editors.memory.base import MemoryEditor
@@ -48,9 +50,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "MemoryNetwork": {"layers": (1,), "steps": 10, "lr": 0.03, "slots": 5},
     "FTEWC": {"layers": (1,), "steps": 4, "lr": 1e-2, "penalty": 10.0},
     "FTRetrain": {"layers": (1,), "steps": 4, "lr": 1e-2, "stop": "loss"},
+    "FTKL": {"layers": (1,), "steps": 4, "lr": 1e-2, "matrices": "down", "corpus": "facts"},
+    **{name: {} for name in LEARNED},
 }
 #: Editors that work beside any module of any family.
-ANYWHERE = ("FT", "FTL", "FTW", "FTEWC", "FTRetrain", "GRACE", "Defer", "MemoryNetwork")
+TUNING = ("FT", "FTL", "FTW", "FTKL", "FTEWC", "FTRetrain")
+ANYWHERE = (*TUNING, "GRACE", "Defer", "MemoryNetwork", *LEARNED)
 #: Options under which the bare prompt's key is written (almost) exactly.
 EXACT: dict[str, dict[str, Any]] = {
     "MEMIT": {"lam": 1e-9},
@@ -92,7 +97,9 @@ def grid() -> list[tuple[str, str]]:
     return [(e, f) for e, f in every if f in anchors or e in turn[f]]
 
 
-def make_editor(name: str) -> Editor:
+def make_editor(name: str, view: ModelView | None = None) -> Editor:
+    if view is not None and name in LEARNED:
+        return EDITORS[name](weights=str(untrained(name, view)))
     return EDITORS[name](**OPTIONS[name])
 
 
@@ -126,7 +133,7 @@ def test_every_editor_is_in_the_contract() -> None:
 @pytest.mark.parametrize(("name", "family"), grid())
 def test_contract(make_view, tmp_path, name: str, family: str) -> None:
     view = make_view(family, torch.float32)
-    editor, requests = make_editor(name), requests_for(view)
+    editor, requests = make_editor(name, view), requests_for(view)
     before, hooks_before, flags_before = state(view), hooks(view), flags(view)
     if not expected_support(name, family):
         assert editor.unsupported(view)
@@ -161,9 +168,9 @@ def test_contract(make_view, tmp_path, name: str, family: str) -> None:
 
 
 def check_equation(view: ModelView, editor: Editor, requests: list[EditRequest]) -> None:
-    """Fine-tuning and memories lower their loss; a locate-then-edit editor that writes the bare
-    prompt's key exactly brings the subject's state to the target vector."""
-    if isinstance(editor, FT | MemoryEditor):
+    """Fine-tuning, memories and gradients lower their loss; a locate-then-edit editor that writes
+    the bare prompt's key exactly brings the subject's state to the target vector."""
+    if isinstance(editor, FT | MemoryEditor | LearnedEditor):
         with view.applied(editor.edit(view, requests)):
             after = score(view, requests)["nll_target"].mean()
         assert after < score(view, requests)["nll_target"].mean()
@@ -456,7 +463,7 @@ def test_statistics_enter_the_edit(make_view) -> None:
     assert a.id != b.id
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
+@pytest.mark.parametrize("name", [n for n in OPTIONS if n not in LEARNED])
 def test_options_and_citations(make_view, name: str) -> None:
     cls = find_editor(name.lower())
     with pytest.raises(OptionError, match="Did you mean 'layers'"):

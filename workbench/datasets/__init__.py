@@ -7,14 +7,15 @@ validated one by one, and the returned list carries a ``.report`` of what was le
     cases.report.counts
 """
 
+from workbench.datasets.claims import fever
 from workbench.datasets.corpora import snippets, texts
 from workbench.datasets.counterfacts import counterfact, multi_counterfact
 from workbench.datasets.downstream import TASKS, TaskItem, task_items
 from workbench.datasets.generic import SCHEMAS, load_cases
 from workbench.datasets.known import known_facts
-from workbench.datasets.lifelong import hallucination, nq, topics, zsre_stream
+from workbench.datasets.lifelong import hallucination, topics, zsre_stream
 from workbench.datasets.own import facts, tiny
-from workbench.datasets.questions import easyedit, zsre
+from workbench.datasets.questions import easyedit, natural_questions, zsre
 from workbench.datasets.selection import Cases, LoadReport
 from workbench.datasets.sources import SOURCES, fetch, where
 
@@ -29,11 +30,12 @@ __all__ = [
     "easyedit",
     "facts",
     "fetch",
+    "fever",
     "hallucination",
     "known_facts",
     "load_cases",
     "multi_counterfact",
-    "nq",
+    "natural_questions",
     "snippets",
     "task_items",
     "texts",

@@ -2,7 +2,7 @@
 
 Nothing is fetched unless a loader is called without a path. A download appears in the cache in one
 rename, with its SHA-256 recorded beside it. The publishers give no checksums, so none is pinned:
-compare the recorded one between machines.
+compare the recorded one between machines. The file is held against it whenever it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.atomic import write_atomically
-from workbench.errors import FetchError, OptionError, StorageError, did_you_mean
+from workbench.errors import DataError, FetchError, OptionError, StorageError, did_you_mean
 from workbench.places import cache_dir
 from workbench.progress import Bar
 
@@ -72,6 +72,19 @@ SOURCES: dict[str, Source] = {
     ),
     "zsre": _hosted("zsre_mend_eval.json", "zsRE, evaluation half (MEND); wb.datasets.zsre"),
     "zsre_train": _hosted("zsre_mend_train.json", "zsRE, training half; wb.datasets.zsre"),
+    "natural_questions": Source(
+        file="NQ-open.dev.jsonl",
+        urls=(
+            "https://raw.githubusercontent.com/google-research-datasets/natural-questions/master/"
+            "nq_open/NQ-open.dev.jsonl",
+        ),
+        about="Natural Questions, open version; wb.datasets.natural_questions",
+    ),
+    "fever": Source(
+        file="fever-train.jsonl",
+        urls=("https://fever.ai/download/fever/train.jsonl",),
+        about="FEVER, training claims; wb.datasets.fever",
+    ),
     "attribute_snippets": _hosted(
         "attribute_snippets.json", "reference texts; wb.metrics.consistency"
     ),
@@ -145,10 +158,12 @@ def fetch(name: str, *, opener: Callable[..., Any] | None = None) -> Path:
     Raises:
         FetchError: without a network, for a broken download, or if it must be fetched by hand.
         StorageError: if the cache cannot be written.
+        DataError: if the file in the cache is not the one that was fetched.
     """
     source = _source(name)
     target = cache_dir("datasets") / source.file
     if target.is_file():
+        _unchanged(target)
         return target
     if not source.urls:
         raise FetchError(f"{name} cannot be fetched by a program. Get it by hand:\n{where(name)}")
@@ -167,6 +182,24 @@ def fetch(name: str, *, opener: Callable[..., Any] | None = None) -> Path:
         f"cannot fetch {name} ({'; '.join(failures)}). Offline: download {source.file} on another "
         f"machine and pass its path to the loader, or put it at {target}; {OFFLINE}."
     )
+
+
+def _unchanged(target: Path) -> None:
+    """Refuse a file of the cache that is not the one that was fetched."""
+    record = target.with_name(f"{target.name}.source.json")
+    if not record.is_file():  # put there by hand
+        return
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = None
+    if found != expected:
+        raise DataError(
+            f"{target} has SHA-256 {found}, it was fetched with {expected}: it was changed or "
+            f"damaged. Delete it and {record.name}, and it is fetched again."
+        )
 
 
 def _source(name: str) -> Source:

@@ -8,6 +8,10 @@ from __future__ import annotations
 from workbench.editors.base import Editor
 from workbench.editors.continual import FTEWC, FTRetrain
 from workbench.editors.finetune import FT, FTL, FTW
+from workbench.editors.keeping import FTKL
+from workbench.editors.learned.enn import ENN
+from workbench.editors.learned.ke import KE
+from workbench.editors.learned.mend import MEND
 from workbench.editors.locate import EMMET, MEMIT, NSE, ROME, AlphaEdit, CoachHook, prune
 from workbench.editors.memory import GRACE, Defer, MemoryNetwork
 from workbench.edits import Edit
@@ -16,13 +20,17 @@ from workbench.errors import OptionError, did_you_mean
 __all__ = [
     "EDITORS",
     "EMMET",
+    "ENN",
     "FT",
     "FTEWC",
+    "FTKL",
     "FTL",
     "FTRetrain",
     "FTW",
     "GRACE",
+    "KE",
     "MEMIT",
+    "MEND",
     "NSE",
     "ROME",
     "AlphaEdit",
@@ -41,6 +49,7 @@ EDITORS: dict[str, type[Editor]] = {
         FT,
         FTL,
         FTW,
+        FTKL,
         FTEWC,
         FTRetrain,
         ROME,
@@ -52,6 +61,9 @@ EDITORS: dict[str, type[Editor]] = {
         GRACE,
         Defer,
         MemoryNetwork,
+        MEND,
+        KE,
+        ENN,
     )
 }
 

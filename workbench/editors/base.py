@@ -10,13 +10,14 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import torch
 
 from workbench.citations import CITATIONS
+from workbench.deltas import compact
+from workbench.editfiles import versions
 from workbench.edits import Adapter, AdapterEdit, Delta, Edit, WeightEdit
 from workbench.errors import (
     NumericalError,
@@ -125,10 +126,16 @@ class Editor(ABC):
             "parents": lineage(view.stack),
             "keys": {k: v.detach().cpu() for k, v in extra.get("keys", {}).items()},
             "report": extra.get("report", {}),
-            "meta": {"model": view.name, "seconds": seconds} | _versions(),
+            "meta": {
+                "model": view.name,
+                "revision": view.revision,
+                "dtype": str(view.dtype).removeprefix("torch."),
+                "seconds": seconds,
+                **versions(),
+            },
         }
         adapters = tuple(p for p in pieces if isinstance(p, Adapter))
-        deltas = tuple(p for p in pieces if isinstance(p, Delta))
+        deltas = tuple(compact(p) for p in pieces if isinstance(p, Delta))
         edit: Edit = (
             AdapterEdit(adapters=adapters, **common)
             if adapters
@@ -272,16 +279,6 @@ def store(view: ModelView, layer: int, left: torch.Tensor, right: torch.Tensor) 
     if r * (d + m) >= d * m:
         return Delta.dense(name, left @ right.T)
     return Delta.low_rank(name, left, right)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {"torch": str(torch.__version__)}
-    for package in ("transformers", "workbench-editing"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -51,18 +51,22 @@ class FTEWC(FT):
 
     def _check(self, view: ModelView) -> None:
         super()._check(view)
+        if self.matrices != "down":
+            raise OptionError(f"FTEWC: matrices={self.matrices!r} must be 'down'.")
         if self.penalty < 0 or self.memory < 1:
             raise OptionError(
                 f"FTEWC: penalty={self.penalty} must not be negative and memory={self.memory} must "
                 "be at least 1."
             )
 
-    def _memory(self, view: ModelView, requests: Sequence[EditRequest]) -> dict[int, Tensor]:
+    def _memory(
+        self, view: ModelView, requests: Sequence[EditRequest], **given: Any
+    ) -> dict[int, Tensor]:
         newest = [*written_before(view), *requests][-self.memory :]
         return fisher(view, newest, self.layers)
 
-    def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
-        return 2 * self.penalty * memory[layer].to(change) * change
+    def _pull(self, view: ModelView, name: str, change: Tensor, memory: Any) -> Tensor | float:
+        return 2 * self.penalty * memory[view.layer_of(name)].to(change) * change
 
     @classmethod
     def preset(cls, view: ModelView, name: str = "default", **overrides: Any) -> Self:
@@ -104,7 +108,7 @@ class FTRetrain(FT):
         again = self._due(view)
         rows = self._train(view, again, changes, steps=self.epochs) if again else []
         report = {"retraining": rows, "training": self._train(view, requests, changes)}
-        return self._found(view, changes), {"report": report}
+        return self._found(changes), {"report": report}
 
     def _due(self, view: ModelView) -> list[EditRequest]:
         """The whole history where an edit of this kind completed another ``every`` facts."""

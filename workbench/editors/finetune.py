@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.capabilities import hooks, readout
+from workbench.capabilities import hooks, orient, readout
 from workbench.editors.base import Editor, storage_dtype
 from workbench.editors.presets import Preset, options_for
 from workbench.edits import Delta
@@ -35,12 +34,24 @@ from workbench.trace import frozen
 
 __all__ = ["FT", "FTL", "FTW", "loss_function"]
 
+#: Parameter → its change as (out, in).
+Changes = dict[str, Tensor]
 #: Runs a mini-batch: mean loss, and whether every answer is right.
 LossFunction = Callable[[], tuple[Tensor, bool]]
 
 OBJECTIVES = ("target_new", "prompt_last")
 STOPS = ("loss", "correct")
+MATRICES = ("down", "both")
+OPTIMIZERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 DECAY_TO = ("original", "zero")
+
+
+@dataclass
+class Shift:
+    """Changes that the model answers with, except while ``quiet``."""
+
+    changes: Changes
+    quiet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +59,15 @@ class FT(Editor):
     """Fine-tuning of one or a few down projections.
 
     Args:
-        layers: layers whose down projection is trained.
+        layers: layers whose MLP is trained.
         steps: epochs over the batch.
-        lr: Adam learning rate.
+        lr: learning rate.
         objective: ``target_new`` (teacher forced) or ``prompt_last`` (as released; decoders).
         stop_loss: a mini-batch below is skipped; training ends when an epoch's mean is below.
         stop: ``loss``, or ``correct``: a mini-batch whose answers all are the arg-max is skipped.
         mini_batch: requests of one Adam step.
+        matrices: ``down`` (the down projection) or ``both`` (also the MLP's first matrix).
+        optimizer: ``adam`` or ``rmsprop``, each with PyTorch's own other numbers.
         seed: unused by the computation, which is deterministic; kept with the record.
     """
 
@@ -65,6 +78,8 @@ class FT(Editor):
     stop_loss: float = 1e-2
     stop: str = "loss"
     mini_batch: int = 64
+    matrices: str = "down"
+    optimizer: str = "adam"
     seed: int = 0
 
     needs_subject: ClassVar[bool] = False
@@ -76,14 +91,21 @@ class FT(Editor):
         name = type(self).__name__
         if len(set(self.layers)) != len(self.layers):
             raise OptionError(f"{name}: layers={self.layers} names a layer twice.")
-        if self.objective not in OBJECTIVES:
+        for option, known in (
+            ("objective", OBJECTIVES),
+            ("stop", STOPS),
+            ("matrices", MATRICES),
+            ("optimizer", tuple(OPTIMIZERS)),
+        ):
+            value = getattr(self, option)
+            if value not in known:
+                raise OptionError(
+                    f"{name}: {option}={value!r} is unknown." + did_you_mean(value, known)
+                )
+        if self.matrices == "both" and view.up_name(self.layers[0]) is None:
             raise OptionError(
-                f"{name}: objective={self.objective!r} is unknown."
-                + did_you_mean(self.objective, OBJECTIVES)
-            )
-        if self.stop not in STOPS:
-            raise OptionError(
-                f"{name}: stop={self.stop!r} is unknown." + did_you_mean(self.stop, STOPS)
+                f"{name}: matrices='both', but {view.layout.family} models have no single first "
+                "matrix in their MLP: use matrices='down'."
             )
         if view.kind != DECODER and self.objective != "target_new":
             raise OptionError(
@@ -103,44 +125,50 @@ class FT(Editor):
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
         changes = self._unchanged(view)
-        history = self._train(view, requests, changes, self._memory(view, requests))
-        return self._found(view, changes), {"report": {"training": history}}
+        history = self._train(view, requests, changes, self._memory(view, requests, **given))
+        return self._found(changes), {"report": {"training": history}}
 
-    def _memory(self, view: ModelView, requests: Sequence[EditRequest]) -> Any:
-        """What the training must know of earlier edits; nothing here."""
+    def _memory(self, view: ModelView, requests: Sequence[EditRequest], **given: Any) -> Any:
+        """What the training must know besides the requests; nothing here."""
         return None
 
-    def _unchanged(self, view: ModelView) -> dict[int, Tensor]:
+    def _parameters(self, view: ModelView) -> list[str]:
+        """Names of the trained matrices, by layer, the first matrix before the second."""
+        first = [view.up_name(layer) if self.matrices == "both" else None for layer in self.layers]
+        second = [view.weight_name(layer) for layer in self.layers]
+        return [name for pair in zip(first, second, strict=True) for name in pair if name]
+
+    def _unchanged(self, view: ModelView) -> Changes:
         dtype = storage_dtype(view)
+        shapes = {name: orient(view.module_of(name)) for name in self._parameters(view)}
         return {
-            layer: torch.zeros_like(view.weight(layer), dtype=dtype).requires_grad_()
-            for layer in self.layers
+            name: torch.zeros_like(weight, dtype=dtype).requires_grad_()
+            for name, weight in shapes.items()
         }
 
-    def _found(self, view: ModelView, changes: dict[int, Tensor]) -> list[Delta]:
-        return [
-            Delta.dense(view.weight_name(layer), changes[layer].detach()) for layer in self.layers
-        ]
+    def _found(self, changes: Changes) -> list[Delta]:
+        return [Delta.dense(name, change.detach()) for name, change in changes.items()]
 
     def _train(
         self,
         view: ModelView,
         requests: Sequence[EditRequest],
-        changes: dict[int, Tensor],
+        changes: Changes,
         memory: Any = None,
         *,
         steps: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Train the changes in place with a fresh Adam; returns the loss of every epoch."""
+        """Train the changes in place with a fresh optimizer; returns the loss of every epoch."""
         size, steps = self.mini_batch, self.steps if steps is None else steps
         parts = [requests[i : i + size] for i in range(0, len(requests), size)]
         losses = [loss_function(view, p, self.layers, self.objective) for p in parts]
-        optimizer = torch.optim.Adam(changes.values(), lr=self.lr)
+        optimizer = OPTIMIZERS[self.optimizer](changes.values(), lr=self.lr)
         rows: list[dict[str, Any]] = []
-        shifted = hooks(_shifted(view, changes))
+        shift = Shift(changes)
+        shifted = hooks(_shifted(view, shift))
         with Bar("fine-tuning", steps) as bar, frozen(view.model), shifted:
             for step in range(steps):
-                loss, done = self._epoch(view, losses, changes, optimizer, memory)
+                loss, done = self._epoch(view, losses, shift, optimizer, memory)
                 rows.append({"step": step, "loss": loss})
                 bar.step()
                 if done:
@@ -151,12 +179,12 @@ class FT(Editor):
         self,
         view: ModelView,
         losses: Sequence[LossFunction],
-        changes: dict[int, Tensor],
+        shift: Shift,
         optimizer: torch.optim.Optimizer,
         memory: Any,
     ) -> tuple[float, bool]:
         """The mean loss, and whether training is over."""
-        values, waiting = [], 0
+        values, waiting, changes = [], 0, shift.changes
         for loss_of in losses:
             loss, right = loss_of()
             values.append(float(loss.detach()))
@@ -168,9 +196,10 @@ class FT(Editor):
             if right if self.stop == "correct" else values[-1] < self.stop_loss:
                 continue
             waiting += 1
+            loss = loss + self._beside(view, shift, memory)
             grads = torch.autograd.grad(loss, list(changes.values()))
-            for (layer, change), grad in zip(changes.items(), grads, strict=True):
-                change.grad = grad + self._pull(view, layer, change.detach(), memory)
+            for (name, change), grad in zip(changes.items(), grads, strict=True):
+                change.grad = grad + self._pull(view, name, change.detach(), memory)
             optimizer.step()
             with torch.no_grad():
                 for change in changes.values():
@@ -178,7 +207,11 @@ class FT(Editor):
         mean = sum(values) / len(values)
         return mean, not waiting if self.stop == "correct" else mean < self.stop_loss
 
-    def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
+    def _beside(self, view: ModelView, shift: Shift, memory: Any) -> Tensor | float:
+        """A loss on something else than the requests; none here."""
+        return 0.0
+
+    def _pull(self, view: ModelView, name: str, change: Tensor, memory: Any) -> Tensor | float:
         """Gradient of a penalty on the weights; none here."""
         return 0.0
 
@@ -238,23 +271,26 @@ class FTW(FT):
                 + did_you_mean(self.decay_to, DECAY_TO)
             )
 
-    def _pull(self, view: ModelView, layer: int, change: Tensor, memory: Any) -> Tensor | float:
-        origin = view.weight(layer).to(change.dtype) if self.decay_to == "zero" else 0.0
+    def _pull(self, view: ModelView, name: str, change: Tensor, memory: Any) -> Tensor | float:
+        weight = orient(view.module_of(name)).detach()
+        origin = weight.to(change.dtype) if self.decay_to == "zero" else 0.0
         return self.decay * (change + origin)
 
 
-def _shifted(view: ModelView, changes: dict[int, Float[Tensor, "d_out d_in"]]) -> Iterator[Any]:
+def _shifted(view: ModelView, shift: Shift) -> Iterator[Any]:
     """Hooks by which the model answers as if each weight were larger by its change."""
 
-    def shift(change: Tensor) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def added(change: Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            if shift.quiet:
+                return None
             return out + (args[0].to(change.dtype) @ change.T).to(out.dtype)
 
         return hook
 
     return (
-        view.value_module(layer).register_forward_hook(shift(change))
-        for layer, change in changes.items()
+        view.module_of(name).register_forward_hook(added(change))
+        for name, change in shift.changes.items()
     )
 
 
@@ -337,6 +373,20 @@ def _down(layer: int, **options: Any) -> dict[str, Any]:
     return {"layers": (layer,), "lr": 5e-4, "steps": 25, **options}
 
 
+def mend_options(layers: tuple[int, ...], lr: float, **more: Any) -> dict[str, Any]:
+    """MEND's baseline: both matrices of the last MLPs, until the edit is right."""
+    training = {"steps": 100, "stop": "correct", "optimizer": "rmsprop", "lr": lr}
+    return {"layers": layers, "matrices": "both", "objective": "target_new", **training, **more}
+
+
+#: model → (layers, learning rate) of that baseline; arXiv 2110.11309, section 5 and appendix B.
+MEND_BASELINE: dict[str, tuple[tuple[int, ...], float]] = {
+    "distilgpt2": ((3, 4, 5), 1e-6),
+    "gpt-neo-2.7b": ((29, 30, 31), 5e-6),
+    "gpt-j-6b": ((25, 26, 27), 5e-6),
+    "bert-base": ((9, 10, 11), 1e-6),
+}
+_MEND = "arXiv 2110.11309; eric-mitchell/mend config/alg/ft.yaml"
 _ROME = "kmeng01/rome hparams"
 _NSE = "jianghoucheng/NSE hparams"
 
@@ -346,6 +396,10 @@ PRESETS: dict[str, dict[str, dict[str, Preset]]] = {
             "gpt2-xl": Preset(_down(1), _ROME),
             "gpt-j-6b": Preset(_down(21), _ROME),
             "llama-3-8b": Preset(_down(21), _NSE),
+            **{
+                name: Preset(mend_options(*MEND_BASELINE[name]), _MEND)
+                for name in ("distilgpt2", "gpt-neo-2.7b", "bert-base")
+            },
         }
     },
     "FTL": {

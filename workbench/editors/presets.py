@@ -18,10 +18,12 @@ __all__ = ["SHAPES", "TINY_TEXT", "Preset", "find", "identify", "middle_layers",
 
 #: model → (family, d_model, d_mlp, n_layers)
 SHAPES: dict[str, tuple[str, int, int, int]] = {
+    "distilgpt2": ("gpt2", 768, 3072, 6),
     "gpt2": ("gpt2", 768, 3072, 12),
     "gpt2-medium": ("gpt2", 1024, 4096, 24),
     "gpt2-large": ("gpt2", 1280, 5120, 36),
     "gpt2-xl": ("gpt2", 1600, 6400, 48),
+    "gpt-neo-2.7b": ("gpt_neo", 2560, 10240, 32),
     "gpt-j-6b": ("gptj", 4096, 16384, 28),
     "gpt-neox-20b": ("gpt_neox", 6144, 24576, 44),
     "llama-2-7b": ("llama", 4096, 11008, 32),

@@ -6,6 +6,7 @@ wb.moments("data/runs/memit")
 """
 
 from workbench.experiment.alarm import Alarm
+from workbench.experiment.apart import rounds
 from workbench.experiment.kept import open_stack, save_stack
 from workbench.experiment.lifelong import lifelong
 from workbench.experiment.running import StreamStep
@@ -19,6 +20,7 @@ __all__ = [
     "moments",
     "open_stack",
     "radius_study",
+    "rounds",
     "save_stack",
     "stream",
     "stream_rows",

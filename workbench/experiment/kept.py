@@ -9,13 +9,13 @@ from pathlib import Path
 
 from workbench.atomic import write_atomically
 from workbench.edits import Edit, load_edit
-from workbench.errors import DataError, OptionError
+from workbench.errors import OptionError
 from workbench.model import ModelView
+from workbench.patches import push_all
 from workbench.runs import RunFolder, is_run
+from workbench.stackfiles import STACK_FORMAT, files_of
 
 __all__ = ["keep_stack", "open_stack", "save_stack"]
-
-FORMAT = "workbench-stack/1"
 
 
 def open_stack(
@@ -40,7 +40,7 @@ def open_stack(
     Example:
         >>> wb.open_stack("data/runs/memit", view, at=500)  # doctest: +SKIP
     """
-    files = _files(Path(path).expanduser())
+    files = files_of(Path(path).expanduser())
     steps = [0, *(step for step, _ in files)]
     step = steps[-1] if at is None else at
     if step not in steps:
@@ -50,15 +50,7 @@ def open_stack(
             f"{', '.join(map(str, sorted(near)))}."
         )
     edits = [load_edit(file) for held, file in files if held <= step]
-    with view.writing("open a stack"):
-        depth = len(view.stack)  # an edit that stands there already is not stacked again
-        try:
-            for edit in edits:
-                view.push(edit)
-        except BaseException:
-            while len(view.stack) > depth:
-                view.pop()
-            raise
+    push_all(view, edits)  # an edit that stands there already is not stacked again
     return tuple(edits)
 
 
@@ -91,7 +83,7 @@ def save_stack(view: ModelView, path: str | os.PathLike[str]) -> Path:
         if not (path / name).exists():
             edit.save(path / name)
         listed.append([held, name])
-    content = {"format": FORMAT, "run": path.name, "edits": listed}
+    content = {"format": STACK_FORMAT, "run": path.name, "edits": listed}
     write_atomically(path / "stack.json", json.dumps(content, indent=1).encode())
     return path
 
@@ -100,26 +92,11 @@ def keep_stack(folder: RunFolder, step: int) -> Path:
     """Link the run's edits up to a moment into ``models/STEP``, with a list of them."""
     target = folder.path / "models" / str(step)
     target.mkdir(parents=True, exist_ok=True)
-    files = [(held, file) for held, file in _files(folder.path) if held <= step]
+    files = [(held, file) for held, file in files_of(folder.path) if held <= step]
     for _, file in files:
         _link(file, target / file.name)
-    listed = {"format": FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
+    listed = {"format": STACK_FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
     return write_atomically(target / "stack.json", json.dumps(listed, indent=1).encode())
-
-
-def _files(path: Path) -> list[tuple[int, Path]]:
-    """(edits held, file) of every edit of a run or a kept stack, oldest first."""
-    if is_run(path):
-        folder = RunFolder(path)
-        made = [r for r in folder.records() if r.get("edit")]
-        return [(r["step"], folder.file("edits", r["batch"])) for r in made]
-    try:
-        listed = json.loads((path / "stack.json").read_text(encoding="utf-8"))
-        if listed["format"] != FORMAT:
-            raise ValueError(f"its format is {listed['format']!r}")
-        return [(int(held), path / name) for held, name in listed["edits"]]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise DataError(f"{path} holds no run and no kept stack ({err}): check the path.") from err
 
 
 def _link(file: Path, target: Path) -> None:

@@ -9,7 +9,14 @@ from workbench.inspectors.codebook import (
 )
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
-from workbench.inspectors.hooks import alpha_history, check_entries, hook_gates, with_alpha
+from workbench.inspectors.forensics import compare_models
+from workbench.inspectors.hooks import (
+    alpha_history,
+    check_entries,
+    hook_gates,
+    rethreshold,
+    with_alpha,
+)
 from workbench.inspectors.keys import closures, key_conflicts, key_table
 from workbench.inspectors.lens import lens_difference, logit_lens
 from workbench.inspectors.moved import moved_neurons, promoted_tokens, residual_shift
@@ -30,6 +37,7 @@ __all__ = [
     "causal_trace",
     "check_entries",
     "closures",
+    "compare_models",
     "edit_site",
     "hook_gates",
     "key_conflicts",
@@ -47,5 +55,6 @@ __all__ = [
     "residual_shift",
     "weight_drift",
     "weight_updates",
+    "rethreshold",
     "with_alpha",
 ]

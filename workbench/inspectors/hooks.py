@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from workbench.model import ModelView
 from workbench.replay import run_rows
 from workbench.tokens import Item, context_length, encode, encode_request
 
-__all__ = ["alpha_history", "check_entries", "hook_gates", "with_alpha"]
+__all__ = ["alpha_history", "check_entries", "hook_gates", "rethreshold", "with_alpha"]
 
 
 @torch.no_grad()
@@ -88,6 +89,33 @@ def with_alpha(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
     """
     z = torch.tensor(table["z"].to_numpy(dtype="float64", copy=True))
     return table.assign(alpha=float(alpha), open=opened(z, float(alpha)).numpy())
+
+
+def rethreshold(edit: AdapterEdit, alpha: float) -> AdapterEdit:
+    """The same hook layers behind another threshold, as an edit of its own.
+
+    Args:
+        edit: of CoachHook.
+        alpha: of every layer; ``-inf`` opens every gate (hook layers without hooks: a plain change
+            of the weights), ``inf`` shuts them all.
+
+    Returns:
+        A new edit; ``edit`` is as before.
+
+    Raises:
+        OptionError: if the edit has no hook layers, or ``alpha`` is NaN.
+
+    Example:
+        >>> with view.applied(wb.rethreshold(edit, float("-inf"))): ...  # doctest: +SKIP
+    """
+    if math.isnan(alpha):
+        raise OptionError("alpha is NaN: give a number, or -inf or inf.")
+    kinds = {a.kind for a in getattr(edit, "adapters", ())}
+    if kinds != {"hook_layer"}:
+        raise OptionError(f"an edit of {edit.editor} has no hook layers: give one of CoachHook.")
+    options = {"alpha": float(alpha)}
+    moved = tuple(replace(a, options={**a.options, **options}) for a in edit.adapters)
+    return replace(edit, adapters=moved)
 
 
 def alpha_history(view: ModelView) -> pd.DataFrame:

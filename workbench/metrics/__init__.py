@@ -19,6 +19,7 @@ from workbench.metrics.language import (
 from workbench.metrics.references import Reference
 from workbench.metrics.scoring import PROTOCOLS, reference, score
 from workbench.metrics.summaries import harmonic_mean, median_kl, summary
+from workbench.metrics.writing import free_writing
 
 __all__ = [
     "MEASURES",
@@ -29,6 +30,7 @@ __all__ = [
     "downstream_items",
     "downstream_summary",
     "fluency",
+    "free_writing",
     "generate_text",
     "harmonic_mean",
     "judge",

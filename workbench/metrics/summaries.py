@@ -277,13 +277,13 @@ def _with_value(table: pd.DataFrame) -> pd.DataFrame:
 def _summarize(table: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """Rows of one group, the combined score last."""
     cases = pd.Index(table["case_id"].unique())
-    weights = _weights(len(cases), resamples, seed)
+    weights = weights_of(len(cases), resamples, seed)
     rows: list[dict[str, object]] = []
     means: dict[str, tuple[float, np.ndarray] | None] = {}
     for (kind, measure), part in _by_kind(table):
         per_case = part.groupby("case_id")["value"].mean().reindex(cases).to_numpy()
         draws = _resampled(per_case, weights)
-        low, high = _percentiles(draws)
+        low, high = interval(draws)
         mean = float(np.nanmean(per_case))
         means[kind] = None if kind in means else (mean, draws)
         rows.append(
@@ -327,12 +327,12 @@ def _score_row(
     if any(part is None for part in chosen):
         return row | {"success": math.nan, "low": math.nan, "high": math.nan}
     parts = [part for part in chosen if part is not None]
-    low, high = _percentiles(_harmonic(np.stack([draws for _, draws in parts], axis=1)))
+    low, high = interval(_harmonic(np.stack([draws for _, draws in parts], axis=1)))
     return row | {"success": harmonic_mean(m for m, _ in parts), "low": low, "high": high}
 
 
-def _weights(n: int, resamples: int, seed: int) -> np.ndarray:
-    """``[resamples, n]`` how often each case was drawn."""
+def weights_of(n: int, resamples: int, seed: int) -> np.ndarray:
+    """``[resamples, n]`` how often each of ``n`` cases was drawn by the bootstrap."""
     if resamples < 1:
         raise OptionError(f"resamples={resamples}: it must be at least 1.")
     generator = np.random.default_rng(seed)
@@ -347,7 +347,8 @@ def _resampled(per_case: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return weights[:, held] @ per_case[held] / total
 
 
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of what resampling gave."""
     draws = draws[np.isfinite(draws)]
     if not draws.size:
         return math.nan, math.nan

@@ -10,6 +10,7 @@ from workbench.plots.causal import plot_causal, plot_causal_average
 from workbench.plots.comparison import plot_comparison, plot_comparison_grid
 from workbench.plots.effects import plot_receipt, plot_side_effects
 from workbench.plots.fates import plot_survival_map
+from workbench.plots.forensics import plot_model_comparison
 from workbench.plots.forgetting import plot_forgetting, plot_moments
 from workbench.plots.inside import (
     plot_alpha,
@@ -51,6 +52,7 @@ __all__ = [
     "plot_forgetting",
     "plot_layer_sweep",
     "plot_lens",
+    "plot_model_comparison",
     "plot_moments",
     "plot_next_tokens",
     "plot_receipt",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import OptionError
@@ -29,6 +30,8 @@ __all__ = ["plot_alpha", "plot_closures", "plot_conflicts", "plot_hooks", "plot_
 
 #: Prompts beyond this many requests are numbered instead of written out.
 MAX_NAMES = 16
+#: Of a curve over thousands of neurons so many are drawn.
+POINTS = 200
 
 
 def plot_hooks(
@@ -157,11 +160,12 @@ def plot_neurons(
     said = []
     for i, (layer, part) in enumerate(_by_layer(table)):
         part = part.sort_values("rank")
-        share = part["rank"] / len(part)
+        line = part.iloc[np.unique(np.linspace(0, len(part) - 1, POINTS).round().astype(int))]
         look = style(i)
         fig.add_trace(
             plotly().Scatter(
-                name=f"layer {layer}", x=share, y=part["cumulative"], mode="lines",
+                name=f"layer {layer}", x=line["rank"] / len(part), y=line["cumulative"],
+                mode="lines",
                 line=look["line"], hovertemplate="%{x:.0%} of neurons: %{y:.0%} of the score",
             )
         )  # fmt: skip

@@ -15,13 +15,15 @@ from typing import Any
 import pandas as pd
 
 from workbench.comparison import Comparison, compare_steps
+from workbench.conflicts import find_conflicts
 from workbench.editors import EDITORS, Editor, find_editor
-from workbench.edits import Edit, load_edit
+from workbench.edits import Edit
 from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
-from workbench.experiment import StreamStep, open_stack, save_stack, stream
+from workbench.experiment import StreamStep, save_stack, stream
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
+from workbench.patches import apply_patch, save_patch
 from workbench.receipts import Receipt, receipt
 from workbench.session.resuming import Folders
 
@@ -322,22 +324,15 @@ class Session:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save the stack: one edit as ``NAME.safetensors``, several as a folder.
+        """Save the stack: as one file ``NAME.safetensors``, or as a folder with a file an edit.
 
         Raises:
-            OptionError: if the stack is empty, or several edits should go into one file.
+            OptionError: if the stack is empty.
         """
-        path, stack = Path(path).expanduser(), self.view.stack
-        if not stack:
-            raise OptionError("the stack is empty: there is no edit to save.")
-        if path.suffix != ".safetensors":
-            return save_stack(self.view, path)
-        if len(stack) > 1:
-            raise OptionError(
-                f"the stack holds {len(stack)} edits and {path.name} can hold one: give the name "
-                "of a folder, without .safetensors."
-            )
-        return stack[0].save(path)
+        path = Path(path).expanduser()
+        if path.suffix == ".safetensors":
+            return save_patch(self.view, path)
+        return save_stack(self.view, path)
 
     def load(self, path: str | os.PathLike[str]) -> tuple[Edit, ...]:
         """Put saved edits on the stack: a ``.safetensors`` file, a saved folder, or a run.
@@ -349,14 +344,22 @@ class Session:
             DataError: if there is no such file or it is damaged.
             EditMismatchError: for another model.
         """
-        path, held = Path(path).expanduser(), len(self.view.stack)
-        if path.is_dir():
-            open_stack(path, self.view)
-        else:
-            self.view.push(load_edit(path))
+        added = apply_patch(path, self.view)
         self.preview = self._moment = None
         self._undone.clear()
-        return self.view.stack[held:]
+        return added
+
+    def conflicts(self, newest: int) -> pd.DataFrame:
+        """Where the newest edits are in conflict with those below them.
+
+        Args:
+            newest: how many edits of the stack count as new.
+
+        Returns:
+            The table of :func:`workbench.patch_conflicts`.
+        """
+        stack = self.view.held
+        return find_conflicts(stack, origin=[i >= len(stack) - newest for i in range(len(stack))])
 
     # ------------------------------------------------------------------ inside
 

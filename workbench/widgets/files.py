@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pandas as pd
+
+from workbench.edits import Edit
 from workbench.errors import OptionError
+from workbench.patches import conflict_line, count, model_line, show_patch
 from workbench.session.reporting import write_report
 from workbench.widgets.panel import Panel
 from workbench.widgets.parts import button, column, field, row
 
 __all__ = ["FilesPanel"]
+
+SHOWN = ("editor", "prompt", "target")
 
 
 class FilesPanel(Panel):
@@ -19,12 +25,13 @@ class FilesPanel(Panel):
     name: ClassVar[str] = "files"
 
     def _build(self) -> Any:
-        self.path = field("Edits", name="wb-file", hint="edit.safetensors, or a folder for several")
+        self.path = field("Edits", name="wb-file", hint="edits.safetensors, or a folder")
         save = button("Save", self.save, name="wb-save")
         load = button("Load", self.load_file, name="wb-load")
+        look = button("Show", self.show_file, name="wb-show")
         self.report = field("Report", name="wb-report", value="workbench-report.html")
         export = button("Export", self.export, name="wb-export")
-        return column(self.path, row(save, load), self.report, export, self.message)
+        return column(self.path, row(save, look, load), self.report, export, self.message)
 
     def load(self) -> None:
         """Nothing: files are asked for by hand."""
@@ -42,13 +49,23 @@ class FilesPanel(Panel):
         )
 
     def load_file(self) -> None:
-        """Load edits on top of those there."""
+        """Load edits on top of those there, and say where they are in conflict."""
         path = self._named(self.path, "edits")
         self.act(
             "load",
-            lambda job: self.session.load(path()),
-            lambda edits: self.message.say(f"Loaded {len(edits)} edits."),
+            lambda job: self._loaded(self.session.load(path())),
+            self.message.say,
         )
+
+    def show_file(self) -> None:
+        """Say what a file holds, from its manifest."""
+        path = self._named(self.path, "edits")
+        self.act("show", lambda job: _manifest_line(show_patch(path())), self.message.say)
+
+    def _loaded(self, edits: tuple[Edit, ...]) -> str:
+        found = self.session.conflicts(len(edits))
+        warning = f" Note: {conflict_line(found)}" if len(found) else ""
+        return f"Loaded {count(len(edits), 'edit')}.{warning}"
 
     def export(self) -> None:
         """Write the report."""
@@ -69,3 +86,10 @@ class FilesPanel(Panel):
             return str(part.value.strip())
 
         return path
+
+
+def _manifest_line(table: pd.DataFrame) -> str:
+    facts = [f"{e}: {p} → {t}" for e, p, t in zip(*(table[c] for c in SHOWN), strict=True)]
+    more = f" and {len(facts) - 5} more" if len(facts) > 5 else ""
+    model = model_line(table.attrs["model"])
+    return f"{count(len(facts), 'edit')} for {model}. {'; '.join(facts[:5])}{more}."

@@ -153,7 +153,8 @@ class Examples:
         """Mean nats a target token of each request, with the module's output rewritten."""
         logp = self._log_probs(write)
         nll = -logp.gather(1, self._labels[:, None])[:, 0] * self._weights
-        return torch.zeros(len(self.context.mask), device=nll.device).index_add(0, self._rows, nll)
+        total = torch.zeros(len(self.context.mask), dtype=nll.dtype, device=nll.device)
+        return total.index_add(0, self._rows, nll)
 
     @torch.no_grad()
     def answers(self, write: Write) -> list[tuple[float, list[bool]]]:

@@ -1,0 +1,188 @@
+"""What a study left behind: tidy tables of ids and numbers, one folder a trial; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import DataError
+from workbench.places import shipped
+from workbench.studies.base import Study
+
+__all__ = ["Record", "recorded"]
+
+Pathlike = str | os.PathLike[str]
+KINDS = ("efficacy", "paraphrase", "neighborhood")
+#: metric at the end → (column, factor)
+LAST = {
+    "upstream_agreement": ("upstream retention", 100.0),
+    "perplexity_ratio": ("perplexity ratio", 1.0),
+    "downstream_accuracy": ("sst2 accuracy", 100.0),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study's tables.
+
+    Attributes:
+        path: its folder.
+        runs: one row a trial: ``run, editor, model, facts, at once, regime, device``.
+        rows: all rows of all trials, as :func:`workbench.stream` gives them, without texts.
+        moments: all their moments.
+        unedited: scores of the model as it was; empty if they were not kept.
+        configs: trial → its ``run.json``.
+    """
+
+    path: Path
+    runs: pd.DataFrame
+    rows: pd.DataFrame
+    moments: pd.DataFrame
+    unedited: pd.DataFrame
+    configs: dict[str, dict[str, Any]]
+
+    def only(self, *names: str) -> Record:
+        """The same with some of the trials, in this order.
+
+        Raises:
+            DataError: for a trial that is not recorded.
+        """
+        missing = [n for n in names if n not in self.configs]
+        if missing:
+            raise DataError(
+                f"{', '.join(missing)} is not recorded in {self.path.name}; there are "
+                f"{', '.join(self.configs)}."
+            )
+        return replace(
+            self,
+            runs=_pick(self.runs, names),
+            rows=_pick(self.rows, names),
+            moments=_pick(self.moments, names),
+            configs={n: self.configs[n] for n in names},
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a trial, measured on everything it edited at its end.
+
+        Returns:
+            ``run``; for each kind ``KIND success`` (target beats foil) and ``KIND exact`` (target
+            is arg-max), % over facts; ``edit retention`` (% of the facts right just after their
+            edit that are right at the end), ``upstream retention`` (% of answers to facts nobody
+            edited that are as before), ``perplexity ratio`` (to the unedited model), ``sst2
+            accuracy``, ``seconds an edit``, ``peak MiB``. The unedited model comes first.
+        """
+        rows = []
+        if len(self.unedited):
+            rows.append({"run": "unedited", **_shares(self.unedited)})
+        for name in self.configs:
+            mine = _pick(self.rows, (name,))
+            rows.append({"run": name, **_end(mine, _pick(self.moments, (name,)))})
+        return pd.DataFrame(rows)
+
+
+def recorded(source: Study | Pathlike, *, study: Study | None = None) -> Record:
+    """Read a study's record.
+
+    Args:
+        source: a study, a folder, or the name of a folder in ``data/results``.
+        study: orders the trials, if ``source`` is a folder.
+
+    Raises:
+        DataError: if there is nothing, or a table is damaged.
+
+    Example:
+        >>> wb.recorded("sequential_smollm2-135m_300").table()["run"][0]
+        'unedited'
+    """
+    if isinstance(source, Study):
+        study = source
+    path = source.path if isinstance(source, Study) else Path(source)
+    path = path if path.exists() else shipped("results") / path
+    found = {p.parent.name: p.parent for p in sorted(path.glob("*/run.json"))}
+    if study is not None:
+        known = [t.slug for t in study.trials if t.slug in found]
+        found = {name: found[name] for name in known}
+    if not found:
+        raise DataError(
+            f"{path} holds no finished trial: run the study (live=True in its notebook, or "
+            "wb.run_study), or check the path."
+        )
+    return _read(path, list(found.values()))
+
+
+def _read(path: Path, folders: list[Path]) -> Record:
+    configs, rows, moments = {}, [], []
+    for folder in folders:
+        try:
+            config = json.loads((folder / "run.json").read_text())
+            name = config.get("name", folder.name)
+            rows.append(pd.read_csv(folder / "rows.csv.gz").assign(run=name))
+            moments.append(pd.read_csv(folder / "moments.csv").assign(run=name))
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{folder} is damaged ({error}): delete it and run it again."
+            ) from error
+        configs[name] = config
+    unedited = path / "unedited.csv"
+    scores = pd.read_csv(unedited) if unedited.exists() else pd.DataFrame()
+    runs = pd.DataFrame([_run(name, config) for name, config in configs.items()])
+    watched = [m for m in moments if len(m)]
+    return Record(
+        path,
+        runs,
+        pd.concat(rows, ignore_index=True),
+        pd.concat(watched, ignore_index=True) if watched else pd.DataFrame(),
+        scores,
+        configs,
+    )
+
+
+def _run(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": name,
+        "editor": config["editor"],
+        "model": config["model"],
+        "facts": len(config["case_ids"]),
+        "at once": config["batch_size"],
+        "regime": config["regime"],
+        "device": config.get("environment", {}).get("device", ""),
+    }
+
+
+def _pick(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of some runs, in the order of the names."""
+    if table.empty:
+        return table
+    return pd.concat([table[table["run"] == n] for n in names], ignore_index=True)
+
+
+def _shares(table: pd.DataFrame) -> dict[str, float]:
+    found = {}
+    for kind in KINDS:
+        part = table[table["kind"] == kind]
+        for what in ("success", "exact"):
+            found[f"{kind} {what}"] = 100 * part.groupby("case_id")[what].mean().mean()
+    return found
+
+
+def _end(rows: pd.DataFrame, moments: pd.DataFrame) -> dict[str, float]:
+    last = rows["step"].max()
+    own = rows[rows["kind"] == "efficacy"]
+    learned = own[(own["step"] == own["edit_step"]) & own["exact"]]["case_id"]
+    kept = own[(own["step"] == last) & own["case_id"].isin(learned)]["exact"].mean()
+    end = moments[moments["step"] == moments["step"].max()].set_index("metric")["value"]
+    seconds = moments[moments["metric"] == "seconds_editing"]["value"].sum()
+    peak = moments[moments["metric"] == "process_peak"]["value"]
+    found = _shares(rows[rows["step"] == last]) | {"edit retention": 100 * float(kept)}
+    for metric, (column, factor) in LAST.items():
+        value = end[[metric]].iloc[0] if metric in end.index else float("nan")
+        found[column] = factor * float(value)
+    return found | {
+        "seconds an edit": float(seconds / last),
+        "peak MiB": float(peak.max()) if len(peak) else float("nan"),
+    }
