@@ -7,6 +7,7 @@ import base64
 import html
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +401,17 @@ def test_edits_are_saved_loaded_and_reported(bench: Any, tmp_path: Path) -> None
     files.path.value = str(tmp_path / "one.safetensors")
     files.save()
     bench.session.view.reset()
+    files.show_file()
+    assert "1 edit for tiny (fingerprint" in said(files) and edit.requests[0].text in said(files)
+    assert not bench.session.view.stack
     files.load_file()
     assert bench.session.view.stack[0].id == edit.id and bench.where.value == "tiny · 1 edit"
+    assert "Loaded 1 edit." in said(files) and "conflict" not in said(files)
+    rival = replace(edit, requests=(replace(edit.requests[0], target_new="Lantern"),))
+    rival.save(tmp_path / "one.safetensors")
+    with pytest.warns(UserWarning, match="another stack|was computed on"):
+        files.load_file()
+    assert "1 × other target" in said(files) and len(bench.session.view.stack) == 2
     files.report.value = str(tmp_path / "report.html")
     files.export()
     assert edit.id in (tmp_path / "report.html").read_text()
@@ -460,3 +470,27 @@ def test_the_page_stays_alive_while_an_edit_is_computed(tiny: wb.ModelView) -> N
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, page()).result()
+
+
+def test_a_session_that_ended_is_offered(bench: Any) -> None:
+    """The model holds nothing, and something is kept: one click brings it back."""
+    view, session = bench.session.view, bench.session
+    assert bench.autosave and bench.earlier.offer.layout.display == "none"
+    session.preview = session.editor.edit(view, session.cases)
+    edit = session.accept()
+    wanted = weights_digest(view)
+    session._keeper.close()
+    view.reset()
+    again = EditBench(view, facts=wb.datasets.tiny(limit=2)[1])
+    assert again.earlier.offer.layout.display == ""
+    assert "1 edit, 20" in again.earlier.said.value
+    again.earlier.restore()
+    assert [e.id for e in view.stack] == [edit.id]
+    assert weights_digest(view) == wanted and "Restored 1" in said(again.earlier)
+    assert again.earlier.offer.layout.display == "none"
+    assert again.fact.prompt.value == session.cases[0].request.text
+    again.session._keeper.close()
+    view.reset()
+    third = EditBench(view, facts=wb.datasets.tiny(limit=1))
+    third.earlier.forget_it()
+    assert third.session.earlier() == [] and third.earlier.offer.layout.display == "none"

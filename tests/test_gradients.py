@@ -30,6 +30,7 @@ from workbench.editors.learned.gradients import (
 from workbench.editors.learned.ke import KeLearner, KeSettings, conditions
 from workbench.editors.learned.learner import sizes
 from workbench.editors.learned.mend import MendLearner, MendSettings
+from workbench.editors.learned.prefixes import lowest_block, share_prefixes
 from workbench.editors.learned.texts import logits_of, read
 from workbench.editors.learned.transforms import Layer, Normalizer, Shape
 from workbench.errors import NumericalError, OptionError
@@ -293,6 +294,66 @@ def test_edits_of_one_lesson_are_written_together(make_view) -> None:  # 35
             pairs, mine = each.pairs[name], each.pairs[name].lesson == i
             dense = pairs.delta[mine].T @ pairs.x[mine]
             assert close(dense, part.pairs[name].dense(), 1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("each", [False, True])
+def test_large_batches_are_taken_in_parts(make_view, monkeypatch, family, each) -> None:  # 35
+    view = make_view(family, torch.float64)
+    long = EditRequest(prompt="Bo and Anna live in", target_new="Seattle, Oslo and Rome")
+    requests = [
+        *REQUESTS,
+        long,
+        *(dataclasses.replace(r, prompt=f"So {r.prompt}") for r in REQUESTS),
+    ]
+    if view.labels:
+        requests = [dataclasses.replace(r, target_new="yes") for r in requests]
+    names, texts = matrices(view), read(view, requests)
+    n = len(texts) if each else 1
+    edited = torch.tensor([True, True, True, False, True])
+    found = []
+    for rows in (64, 2):
+        monkeypatch.setattr("workbench.editors.learned.gradients.ROWS", rows)
+        with frozen(view.model):
+            found.append(capture(view, texts, names, n_lessons=n, edited=edited))
+    for name in names:
+        whole, parts = (f.pairs[name] for f in found)
+        assert close(parts.dense(), whole.dense(), 1e-6)  # norms in float32
+        assert torch.equal(parts.lesson, whole.lesson) and torch.allclose(
+            parts.x, whole.x, atol=1e-6
+        )
+    assert torch.allclose(found[0].logits, found[1].logits, atol=1e-5)
+    if not each:
+        assert found[0].loss == pytest.approx(found[1].loss)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "falcon", "gemma2"])
+def test_lower_blocks_are_run_once(make_view, family: str) -> None:
+    """Gradients and edited answers are those of whole passes."""
+    view = make_view(family, torch.float64)
+    names = matrices(view)
+    batches = read(view, [REQUESTS[0], REQUESTS[1]]), read(view, [REQUESTS[1]], everywhere=[True])
+    assert lowest_block(view, names) == 1
+    entered: list[int] = []
+    handle = view.block(0).register_forward_hook(lambda m, a, out: entered.append(1))
+    with frozen(view.model):
+        whole = capture(view, batches[0], names, n_lessons=2)
+        entered.clear()
+        shared = share_prefixes(view, names, batches)
+        part = capture(view, shared[0], names, n_lessons=2)
+        factors = {n: Factors.of(p, 2) for n, p in part.pairs.items()}
+        one = {n: Factors(f.left[1:], f.right[1:]) for n, f in factors.items()}
+        with torch.no_grad(), writing(view, one):
+            found = logits_of(view, shared[1])
+            assert len(entered) == 1, "both batches in one pass"
+            expected = logits_of(view, batches[1])
+    handle.remove()
+    assert shared[0].blocks.hidden.shape[0] == 2 and shared[1].blocks.hidden.shape[0] == 1
+    for name in names:
+        assert close(part.pairs[name].dense(), whole.pairs[name].dense(), 1e-5)
+    assert torch.allclose(part.logits, whole.logits, atol=1e-5)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert share_prefixes(view, [view.weight_name(0)], batches)[0].blocks is None
 
 
 def test_rows_are_sorted_into_lessons() -> None:

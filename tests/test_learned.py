@@ -18,16 +18,21 @@ from learned import LEARNED, SETTINGS, few_lessons, untrained
 
 import workbench as wb
 from workbench.editors import EDITORS
-from workbench.editors.learned.base import LearnedEditor, settings_from
+from workbench.editors.learned.base import LearnedEditor, deltas_of, settings_from
 from workbench.editors.learned.files import file_name, read_trained
+from workbench.editors.learned.gradients import capture
 from workbench.editors.learned.learner import Learner
 from workbench.editors.learned.lessons import Lessons
 from workbench.editors.learned.mend import MEND, MendLearner, MendSettings
 from workbench.editors.learned.outcome import divergence, evaluate, outcome
 from workbench.editors.learned.recipe import Recipe
+from workbench.editors.learned.tasks import make_lessons
+from workbench.editors.learned.texts import logits_of, read
+from workbench.edits import WeightEdit
 from workbench.errors import DataError, OptionError, UnsupportedEditorError
 from workbench.facts import EditRequest
 from workbench.model import ModelView
+from workbench.places import shipped
 from workbench.progress import progress_to
 from workbench.trace import frozen
 
@@ -208,10 +213,6 @@ def test_evaluation_counts(make_view) -> None:
     cls = type(learner)
     assert cls is MendLearner
     for lesson in drawn:
-        from workbench.editors.learned.base import deltas_of
-        from workbench.editors.learned.texts import logits_of, read
-        from workbench.edits import WeightEdit
-
         with frozen(view.model):
             made = learner.rewrite(view, read(view, lesson.edits), n_lessons=1)
         edit = WeightEdit(
@@ -356,16 +357,15 @@ def test_killed_training_goes_on_to_the_same_file(tmp_path) -> None:
 @pytest.mark.slow
 def test_mend_learns_to_edit_the_tiny_model(tiny: ModelView, tmp_path: Path) -> None:
     """At least 90 % of held-out edits answered in other words, at most 5 % of the rest lost."""
-    lessons = Lessons.from_cases(wb.datasets.tiny(), seed=0)
+    lessons = make_lessons(tiny, "tiny", seed=0)
     out = tmp_path / "mend.safetensors"
     MEND.train(tiny, lessons, out=out, steps=60, seed=0, rank=32, lr=1e-3, rate_lr=1e-4,
                validate_every=30)  # fmt: skip
     found = read_trained(out)[0].training["evaluation"]
     assert found["success"] >= 0.9 and found["drawdown"] <= 0.05
     assert found["accuracy_before"] > 0.95
-    # before training, nothing of this
-    plain = evaluate_untrained(tiny, lessons)
-    assert plain["success"] < 0.5
+    # without training, nothing of this
+    assert evaluate_untrained(tiny, lessons)["success"] < 0.5
 
 
 def evaluate_untrained(view: ModelView, lessons: Lessons) -> dict[str, float]:
@@ -421,3 +421,75 @@ def test_drawdown_against_both_bases(make_view, tmp_path) -> None:
         lost = found["drawdown_pristine" if name == "pristine" else "drawdown"]
         assert lost == pytest.approx(found[f"accuracy_{name}"] - found["accuracy_after"])
     assert found["base"] > 0
+
+
+# -------------------------------------------------------------------- inspecting
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gradient_table_is_that_of_dense_matrices(make_view, tmp_path, name: str) -> None:
+    view = make_view("llama")
+    cls: Any = EDITORS[name]
+    editor = cls(weights=str(untrained(name, view)))
+    if name == "ENN":
+        editor = prepared_enn(view, tmp_path)
+        view.push(editor.prepare(view))
+    table = wb.gradient_table(view, editor, BO)
+    edit = editor.edit(view, BO)
+    texts = read(view, [BO])
+    with frozen(view.model):
+        raw = capture(view, texts, list(table["matrix"]), n_lessons=1).pairs
+    assert table["layer"].tolist() == [1, 1, 2, 2, 3, 3]
+    for row, delta in zip(table.itertuples(), edit.deltas, strict=True):
+        change = delta.materialize(dtype=torch.float64)
+        gradient = raw[row.matrix].dense().double()
+        assert row.change_norm == pytest.approx(float(change.norm()), rel=1e-4)
+        assert row.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+        cosine = (change * gradient).sum() / change.norm() / gradient.norm()
+        assert row.cosine == pytest.approx(float(cosine), abs=1e-4)
+        values = torch.linalg.svdvals(change)
+        assert row.rank == int((values > 0.01 * values.max()).sum())
+        assert row.rows == len(raw[row.matrix].x)
+    with pytest.raises(OptionError, match="no learned editor"):
+        wb.gradient_table(view, wb.FT(layers=(1,)), BO)
+
+
+def test_training_curve(make_view, tmp_path) -> None:
+    view = make_view("llama")
+    out = tmp_path / "mend.safetensors"
+    editor = MEND.train(view, few_lessons(view), out=out, steps=4, rank=4, **QUICK)
+    table = wb.training_curve(editor)
+    assert table["step"].tolist() == [2, 4] and table["best"].sum() == 1
+    assert wb.plot_training(table).layout.meta["alt"].startswith("Training over 4 steps")
+    with pytest.raises(OptionError, match="no curve"):
+        wb.training_curve(MEND(weights=str(untrained("MEND", view))))
+    with pytest.raises(OptionError, match="no learned editor"):
+        wb.training_curve("mend")
+
+
+# -------------------------------------------------------------------- what ships
+
+
+SHIPPED = sorted((shipped("tiny") / "editors").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_editors_edit_their_model(path: Path) -> None:
+    """Below a megabyte, found by the preset, and as good on real edits as their files say."""
+    assert path.stat().st_size < 1_000_000
+    found, _ = read_trained(path)
+    view = wb.load(found.model, device="cpu")
+    cls: Any = EDITORS[found.editor]
+    editor = cls.preset(view)
+    assert editor.weights == path.name and editor.unsupported(view) is None
+    assert min(found.settings.get("rank", 0), 64) == found.settings.get("rank", 0)
+    lessons = make_lessons(view, "tiny", seed=0)
+    assert lessons.digest == found.training["lessons"]
+    said = []
+    for lesson in lessons.validation(4, n_edits=1, n_local=1):
+        with view.applied(editor.edit(view, lesson.edits[0])), torch.no_grad():
+            batch = read(view, lesson.outer)
+            said.append(bool((logits_of(view, batch).argmax(-1) == batch.label).all()))
+    if found.training["evaluation"]["success"] > 0.95:
+        assert sum(said) >= 3
+    assert found.training["evaluation"]["drawdown"] <= 0.05

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,20 +15,22 @@ import pytest
 
 import workbench as wb
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "learned.py"
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "learned_tables.py"
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("learned_benchmark", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules[spec.name]
 
 
 def options(bench: ModuleType, monkeypatch, *words: str) -> argparse.Namespace:
-    monkeypatch.setattr("sys.argv", ["learned.py", *words])
+    monkeypatch.setattr("sys.argv", ["learned_tables.py", *words])
     return bench._arguments()  # type: ignore[no-any-return]
 
 
@@ -63,7 +67,7 @@ def test_runs_are_resumed_and_what_is_missing_is_said(
     words += ["--out", str(out), "--trained", str(tmp_path / "none")]
     chosen = tmp_path / "options.json"
     chosen.write_text('{"FT": {"lr": 1e-3, "steps": 2}}')
-    monkeypatch.setattr("sys.argv", ["learned.py", *words, "--options", str(chosen)])
+    monkeypatch.setattr("sys.argv", ["learned_tables.py", *words, "--options", str(chosen)])
     monkeypatch.setattr(bench, "LEARNED", ("MEND", "KE", "ENN"))
     monkeypatch.delitem(wb.EDITORS, "KE", raising=False)
     bench.main()

@@ -210,6 +210,7 @@ In what year did Oslo Bridge open?\t1931
 What gender is Tanja Damaske of?\t
 Who is the father of Ribero?\tBo
 What is  the mother tongue of Cy?\tDanish
+Which is the first language of Anna Bell?\tDutch
 """
 
 
@@ -222,7 +223,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_questions_get_words_of_our_own(tiny, table: Path) -> None:
     found = wb.make_lessons(tiny, "qa", data=table)
-    assert len(found.training) + len(found.held_out) == 4  # one question has no target
+    assert len(found.training) + len(found.held_out) == 4  # one has no target, one asks again
     assert "relation templates of Workbench (" in found.note["rephrasing"]
     by_prompt = {t.prompt: t for t in (*found.training, *found.held_out)}
     anna = by_prompt["What is the native language of Anna Bell?"]
@@ -238,6 +239,20 @@ KILT = (
     '"alternatives": ["Al", "Ed"], "filtered_rephrases": ["{n} is whose child?", '
     '"Who is the father of {n}?"]}}\n'
 )
+
+
+def test_what_validation_asks_in_any_words_is_not_trained_on(
+    tiny, table: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "validation.tsv"
+    other.write_text("Which native tongue does Anna Bell have?\tPolish\n")
+    found = wb.make_lessons(tiny, "qa", data=table, validation=other)
+    assert len(found.held_out) == 1
+    assert sorted(t.prompt for t in found.training) == [
+        "In what year did Oslo Bridge open?",
+        "What is the mother tongue of Cy?",
+        "Who is the father of Ribero?",
+    ]
 
 
 def test_de_caos_files_give_alternatives_and_words(tiny, tmp_path: Path, table: Path) -> None:
@@ -382,7 +397,7 @@ def test_the_real_files_make_lessons(make_model, tokenizer, tiny, data_dir: Path
         tiny, "qa", data=data_dir / "zsre_train_10000.tsv", validation=data_dir / "zsre.json"
     )
     trained = {p for t in found.training for p in t.prompts}
-    assert len(found.training) > 9000 and len(found.held_out) > 1600
+    assert len(found.training) > 8500 and len(found.held_out) > 1600
     assert not trained & {p for t in found.held_out for p in t.prompts}
     local = data_dir / "nq_open_dev.jsonl"
     nq = wb.make_lessons(tiny, "qa", data=data_dir / "zsre.json", locality="nq", local=local)

@@ -10,8 +10,9 @@ from test_downstream import write as _tasks
 
 import workbench as wb
 from workbench import __main__ as cli
-from workbench.asked import cases_of
-from workbench.commands import _side_by_side
+from workbench.cli.asked import cases_of
+from workbench.cli.commands import _side_by_side
+from workbench.places import shipped
 from workbench.runs import RunFolder
 
 
@@ -20,7 +21,9 @@ def write_tasks(folder):
     return str(_tasks(folder))
 
 
-COMMANDS = ("demo", "lab", "check", "edit", "score", "stats", "stream", "summary", "patch")
+COMMANDS = (
+    *("demo", "lab", "check", "edit", "score", "stats", "stream", "train", "summary", "patch"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -234,3 +237,21 @@ def test_tokens_that_print_alike_keep_their_own_probabilities():
     joined = _side_by_side(before, after)
     assert list(joined.index) == [" Rome", "�", "�"]
     assert joined.to_numpy().tolist() == [[0.1, 0.9], [0.25, 0.06], [0.5, 0.04]]
+
+
+def test_training_an_editor_and_editing_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    data = tmp_path / "cases.jsonl"
+    lines = (shipped("tiny") / "facts.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    data.write_text("\n".join(lines), encoding="utf-8")
+    words = ["train", "efk", "--model", "tiny", "--data", str(data), "--steps", "1"]
+    for option in ("batch=2", "together=2", "validation=2", "evaluation=2", "width=4"):
+        words += ["--option", option]
+    out = tmp_path / "ke.safetensors"
+    assert cli.main([*words, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "success" in said and f"trained: {out}" in said and out.is_file()
+    assert cli.main([*words[:1], "grace", *words[2:]]) == 2
+    assert "cannot be trained. Known: efk, enn, ke, mend" in capsys.readouterr().err
+    assert cli.main(["train", "mend", "--model", "tiny"]) == 2
+    assert "--data tiny" in capsys.readouterr().err

@@ -270,6 +270,13 @@ def test_verify_sees_that_an_edit_holds(tiny: ModelView, tmp_path: Path) -> None
 # ---------------------------------------------------------------------- algebra
 
 
+def test_edits_that_share_their_tensors_are_saved(view: ModelView, tmp_path: Path) -> None:
+    one = weight_edit(view, 0)
+    other = replace(one, requests=(FACTS[1],))
+    path = wb.save_patch([one, other], tmp_path / "s")
+    assert [e.id for e in wb.load_patch(path).edits] == [one.id, other.id]
+
+
 def test_pick_reorder_drop(view: ModelView, tmp_path: Path) -> None:
     patch = wb.load_patch(wb.save_patch(stacked(view), tmp_path / "s"))
     a, b, c = (e.id for e in patch.edits)
@@ -352,6 +359,17 @@ def test_conflicts_of_keys(view: ModelView) -> None:
     assert kinds([a, replace(weight_edit(view, 1, 2), keys={view.weight_name(2): near})]) == []
 
 
+def test_subjects_that_end_alike_overlap(tiny: ModelView) -> None:
+    """Of real edits: the key is that of the subject's last token."""
+    subjects = ("Frida Yarlic", "Greta Quilander", "Helga Yarlic", "Irena Dorvsen")
+    facts = [
+        wb.EditRequest(prompt="{} works as a", subject=s, target_new="teacher") for s in subjects
+    ]
+    edits = wb.ROME.preset(tiny, steps=2).edit_each(tiny, facts)
+    table = wb.patch_conflicts(edits)
+    assert table[["kind", "a", "b"]].values.tolist() == [["keys", 0, 2]]
+
+
 def test_merging_in_conflict_warns(view: ModelView) -> None:
     a = weight_edit(view, 0)
     b = weight_edit(view, 0, 2, requests=(replace(FACTS[0], target_new="Oslo"),))
@@ -426,3 +444,16 @@ def test_mistakes_on_the_command_line(on_disk, tmp_path: Path, capsys) -> None:
     assert "FAILED" in capsys.readouterr().out
     assert cli.main(["patch", "apply", str(path), "--model", str(base), "--out", "x"]) == 2
     assert "does not match its checksum" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- how large
+
+
+def test_sizes_on_the_default_model(smollm2: ModelView, tmp_path: Path) -> None:
+    options = {"corpus": "identity", "templates": ("{}",), "steps": 2}  # none decides the size
+    facts = wb.datasets.facts(limit=100)
+    rome = wb.ROME.preset(smollm2, **options).edit(smollm2, facts[0])
+    assert rome.save(tmp_path / "rome").stat().st_size <= 20_000
+    memit = wb.MEMIT.preset(smollm2, **options).edit(smollm2, facts)
+    model = sum(p.numel() * p.element_size() for p in smollm2.model.parameters())
+    assert memit.save(tmp_path / "memit").stat().st_size <= 0.05 * model

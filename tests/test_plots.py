@@ -44,6 +44,27 @@ TRACE = pd.DataFrame(
         for s in range(5)
     ]
 )
+TRAINING = pd.DataFrame(
+    {
+        "step": [20, 40, 60],
+        "train_edit": [2.0, 0.5, 0.1],
+        "edit": [2.5, 0.4, 0.0],
+        "local": [0.0, 0.02, 0.01],
+        "success": [0.1, 0.8, 0.95],
+        "accuracy_before": 1.0,
+        "accuracy_after": [1.0, 0.96, 0.98],
+        "drawdown": [0.0, 0.04, 0.02],
+        "best": [False, False, True],
+    }
+)
+GRADIENTS = pd.DataFrame(
+    {
+        "matrix": [f"model.layers.{i}.mlp.{m}_proj.weight" for i in (2, 3) for m in ("up", "down")],
+        "gradient_norm": [0.1, 0.2, 0.4, 0.8],
+        "change_norm": [0.01, 0.05, 0.02, 0.0],
+        "cosine": [-1.0, -0.5, 0.2, 0.0],
+    }
+)
 STREAM = pd.DataFrame(
     [
         {"edit_step": i, "case_id": i, "step": s, "exact": (s - i) % 3 != 2, "run": "one"}
@@ -142,6 +163,9 @@ FIGURES = {
     ),
     "survival": lambda **k: plots.plot_survival_map(STREAM, size="wide", **k),
     "moments": lambda **k: plots.plot_moments(MOMENTS, marks=(4,), **k),
+    "training": lambda **k: plots.plot_training(TRAINING, **k),
+    "tradeoff": lambda **k: plots.plot_tradeoff(TRAINING, size="wide", **k),
+    "gradients": lambda **k: plots.plot_gradients(GRADIENTS, **k),
 }
 
 
@@ -257,6 +281,9 @@ def test_drift_says_which_layers_moved():
         (plots.plot_layer_sweep, SWEEP[["layer"]], "efficacy"),
         (plots.plot_closure, CLOSURE.drop(columns="lam"), "lam"),
         (plots.plot_target_trace, TRACE.drop(columns="prob"), "prob"),
+        (plots.plot_training, TRAINING.drop(columns="edit"), "edit"),
+        (plots.plot_tradeoff, TRAINING.drop(columns="drawdown"), "drawdown"),
+        (plots.plot_gradients, GRADIENTS.drop(columns="cosine"), "cosine"),
     ],
 )
 def test_a_missing_column_is_named(draw, table, missing):
@@ -362,3 +389,28 @@ def test_moments_are_refused_by_name():
     fig = plots.plot_moments(MOMENTS, metrics=("perplexity",))
     assert len(fig.data) == 1 and list(fig.data[0].y) == [2.0 * s for s in range(9)]
     assert "perplexity 0 → 16" in plots.alt_text(fig)
+
+
+def test_training_says_what_was_kept():
+    fig = plots.plot_training(TRAINING)
+    assert "at step 60 95 % of held-out edits succeed, and 2.0 % of other" in plots.alt_text(fig)
+    assert fig.layout.shapes[0].x0 == 60
+    values = {t.name: list(t.y) for t in fig.data}
+    assert values["edit, held out"][-1] > 0, "zero has no place on a logarithmic axis"
+
+
+def test_tradeoff_joins_edits_at_once():
+    table = pd.DataFrame(
+        {"editor": ["MEND", "ENN"] * 2, "n_edits": [5, 5, 1, 1], "drawdown": [0.01, 0.03, 0.0, 0.0],
+         "success": [0.9, 0.7, 0.98, 0.99]}
+    )  # fmt: skip
+    fig = plots.plot_tradeoff(table)
+    assert [t.name for t in fig.data] == ["MEND", "ENN"]
+    assert list(fig.data[0].text) == [1, 5] and list(fig.data[0].y) == [0.98, 0.9]
+    assert "ENN: success 99 % at drawdown 0" in plots.alt_text(fig)
+
+
+def test_gradients_drop_what_names_have_in_common():
+    fig = plots.plot_gradients(GRADIENTS)
+    assert list(fig.data[0].y)[:2] == ["2.mlp.up_proj", "2.mlp.down_proj"]
+    assert min(fig.data[1].x) > 0 and list(fig.data[2].x) == [-1.0, -0.5, 0.2, 0.0]

@@ -303,5 +303,5 @@ def test_a_data_set_that_changed_in_the_cache(tmp_path: Path, monkeypatch) -> No
     path = sources.fetch("counterfact", opener=lambda *a, **k: Answer())
     assert sources.fetch("counterfact") == path
     path.write_bytes(b"[1, 3]")
-    with pytest.raises(DataError, match="it was changed or damaged. Delete it"):
+    with pytest.raises(DataError, match="it was changed or damaged. Delete"):
         sources.fetch("counterfact")

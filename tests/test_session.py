@@ -245,11 +245,11 @@ def test_editors_are_compared_and_the_model_is_as_before(session: Session) -> No
 
 def test_one_edit_and_several_are_saved_and_loaded(stacked: Session, tmp_path: Path) -> None:
     wanted = weights_digest(stacked.view)
-    with pytest.raises(OptionError, match="name of a folder"):
-        stacked.save(tmp_path / "all.safetensors")
-    folder = stacked.save(tmp_path / "all")
-    stacked.view.reset()
-    assert len(stacked.load(folder)) == 3 and weights_digest(stacked.view) == wanted
+    for path in (tmp_path / "all.safetensors", tmp_path / "all"):
+        made = stacked.save(path)
+        assert made.is_dir() is (path.suffix == "")
+        stacked.view.reset()
+        assert len(stacked.load(made)) == 3 and weights_digest(stacked.view) == wanted
     stacked.view.reset()
     stacked.dry_run()
     edit = stacked.accept()

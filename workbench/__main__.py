@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from workbench import places
-from workbench.arguments import EDITOR, LOADING, MODEL, SCORE, STREAM, SUMMARY, Argument
+from workbench.cli.arguments import EDITOR, LOADING, MODEL, SCORE, STREAM, SUMMARY, TRAIN, Argument
+from workbench.cli.patch_arguments import PATCH_ARGUMENTS, PATCH_WORDS
 from workbench.errors import OptionError, WorkbenchError, did_you_mean
-from workbench.patcharguments import PATCH_ARGUMENTS, PATCH_WORDS
 
 __all__ = ["main"]
 
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-#: command → (one line of help, example); what they do is in workbench.commands
+#: command → (one line of help, example); what they do is in workbench.cli.commands
 THIN = {
     "edit": (
         "compute one edit, show its effect, and save it",
@@ -144,6 +144,10 @@ THIN = {
     "stream": (
         "edit cases one batch after the other and measure on the way; start it again to continue",
         "workbench stream tiny tiny --limit 40 --batch-size 10 --out data/runs/memit",
+    ),
+    "train": (
+        "train a learned editor (mend, ke, enn) for a model; start it again to continue",
+        "workbench train mend --model tiny --data tiny --steps 150",
     ),
     "summary": (
         "summarize tables of scores: files or run folders",
@@ -171,6 +175,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         *LOADING,
     ),
     "stream": STREAM,
+    "train": TRAIN,
     "summary": SUMMARY,
 }
 
@@ -265,14 +270,14 @@ def _check(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _thin(args: argparse.Namespace, rest: list[str]) -> int:
     _quiet()
-    from workbench.commands import run
+    from workbench.cli.commands import run
 
     return run(args.command, args)
 
 
 def _patch(args: argparse.Namespace, rest: list[str]) -> int:
     _quiet()
-    from workbench.patchcommands import run_patch
+    from workbench.cli.patch_commands import run_patch
 
     return run_patch(args.word, args)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.deltas import Adapter, Delta
 from workbench.edits import Edit
+from workbench.weights import lineage
 
 __all__ = ["COLUMNS", "OVERLAP", "find_conflicts"]
 
@@ -28,6 +29,10 @@ COLUMNS = (
 )
 #: Share of a change that reaches another edit's key, from which on it is a conflict.
 OVERLAP = 0.5
+#: Kinds of conflicts, the worst first.
+KINDS = ("other target", "replaces", "entries", "keys", "same fact", "same subject")
+#: Keys of more edits than these are not compared: the work grows with the square.
+MANY = 2000
 #: Trained memories: a newer one takes the place of the older, on which it was trained.
 REPLACING = ("deferral", "soft_memory")
 Row = dict[str, Any]
@@ -48,20 +53,19 @@ def find_conflicts(
         end in two ways; ``replaces``: a trained memory takes another's place; ``entries``: two
         codebooks name different entries alike; ``keys``: overlapping keys; ``same fact``; ``same
         subject``), ``a, b`` (entries), ``parameter, overlap`` (of keys, else empty and NaN),
-        ``prompt_a, target_a, prompt_b, target_b`` (of the facts concerned).
+        ``prompt_a, target_a, prompt_b, target_b`` (of the facts concerned). ``attrs["keys"]``:
+        whether keys were compared; they are not for more than :data:`MANY` edits.
     """
-    origin = list(range(len(edits))) if origin is None else list(origin)
-    apart = [p for p in combinations(range(len(edits)), 2) if origin[p[0]] != origin[p[1]]]
-    rows = [*_facts(edits, set(apart)), *_keys(edits, set(apart), overlap)]
-    for a, b in apart:
-        rows += _memories(edits, a, b)
-    order = {kind: i for i, kind in enumerate(
-        ("other target", "replaces", "entries", "keys", "same fact", "same subject")
-    )}  # fmt: skip
-    rows.sort(key=lambda r: (order[r["kind"]], -r["overlap"] if r["kind"] == "keys" else 0))
+    groups = list(range(len(edits))) if origin is None else [int(n) for n in origin]
+    few = len(edits) <= MANY
+    rows = [*_facts(edits, groups), *_memories(edits, groups)]
+    rows += _keys(edits, groups, overlap) if few else ()
+    rows.sort(key=lambda r: (KINDS.index(r["kind"]), -r["overlap"] if r["kind"] == "keys" else 0))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     twice = table.duplicated(["a", "b", "parameter"]) & (table["kind"] == "keys")
-    return table[~twice].reset_index(drop=True)
+    table = table[~twice].reset_index(drop=True)
+    table.attrs["keys"] = few
+    return table
 
 
 def _row(kind: str, edits: Sequence[Edit], a: int, b: int, **more: Any) -> Row:
@@ -77,17 +81,25 @@ def _row(kind: str, edits: Sequence[Edit], a: int, b: int, **more: Any) -> Row:
 # ---------------------------------------------------------------------- the same prompt or subject
 
 
-def _facts(edits: Sequence[Edit], apart: set[tuple[int, int]]) -> Iterator[Row]:
-    texts, subjects = (_places(edits, key) for key in (_text, _subject))
-    same = {p for places in texts.values() for p in combinations(places, 2)}
-    for (a, i), (b, k) in sorted(same):
-        if (a, b) in apart:
-            equal = _alike(edits[a].requests[i].target_new, edits[b].requests[k].target_new)
-            yield _row("same fact" if equal else "other target", edits, a, b, requests=(i, k))
-    for places in subjects.values():
-        for (a, i), (b, k) in combinations(places, 2):
-            if (a, b) in apart and ((a, i), (b, k)) not in same:
-                yield _row("same subject", edits, a, b, requests=(i, k))
+def _facts(edits: Sequence[Edit], groups: Sequence[int]) -> Iterator[Row]:
+    same = list(_shared(edits, groups, _text))
+    for (a, i), (b, k) in same:
+        equal = _alike(edits[a].requests[i].target_new, edits[b].requests[k].target_new)
+        yield _row("same fact" if equal else "other target", edits, a, b, requests=(i, k))
+    said = set(same)
+    for (a, i), (b, k) in _shared(edits, groups, _subject):
+        if ((a, i), (b, k)) not in said:
+            yield _row("same subject", edits, a, b, requests=(i, k))
+
+
+def _shared(
+    edits: Sequence[Edit], groups: Sequence[int], key: Callable[[Any], str | None]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Pairs (entry, request) of two groups that have a text in common."""
+    for places in _places(edits, key).values():
+        for one, other in combinations(places, 2):
+            if groups[one[0]] != groups[other[0]]:
+                yield one, other
 
 
 def _places(
@@ -116,47 +128,30 @@ def _alike(a: str, b: str) -> bool:
 # ---------------------------------------------------------------------- overlapping keys
 
 
-def _keys(edits: Sequence[Edit], apart: set[tuple[int, int]], least: float) -> Iterator[Row]:
-    if not apart:
-        return
+def _keys(edits: Sequence[Edit], groups: Sequence[int], least: float) -> Iterator[Row]:
     for parameter in dict.fromkeys(name for e in edits for name in e.keys):
         held = [i for i, e in enumerate(edits) if parameter in e.keys]
         keys = torch.cat([edits[i].keys[parameter].float() for i in held], dim=1)
         owner = [(i, k) for i in held for k in range(edits[i].keys[parameter].shape[1])]
+        entry = torch.tensor([i for i, _ in owner])
+        group = torch.tensor([groups[i] for i, _ in owner])
         for a in held:
             reach = _reach(edits[a], parameter, keys)
             if reach is None:
                 continue
-            own = [n for n, (i, _) in enumerate(owner) if i == a]
+            own = (entry == a).nonzero()[:, 0]
             share = reach / reach[own].median().clamp_min(torch.finfo(reach.dtype).tiny)
-            yield from _overlaps(edits, parameter, a, owner, own, keys, share, apart, least)
-
-
-def _overlaps(
-    edits: Sequence[Edit],
-    parameter: str,
-    a: int,
-    owner: Sequence[tuple[int, int]],
-    own: Sequence[int],
-    keys: Tensor,
-    share: Tensor,
-    apart: set[tuple[int, int]],
-    least: float,
-) -> Iterator[Row]:
-    """The key of every other edit that ``a`` reaches most."""
-    best: dict[int, int] = {}
-    for n, (b, _) in enumerate(owner):
-        pair = (min(a, b), max(a, b))
-        if pair in apart and share[n] >= least and (b not in best or share[n] > share[best[b]]):
-            best[b] = n
-    for b, n in best.items():
-        like = torch.nn.functional.cosine_similarity(keys[:, own], keys[:, n : n + 1], dim=0)
-        mine, theirs = owner[own[int(like.argmax())]][1], owner[n][1]
-        first, second = ((a, mine), (b, theirs)) if a < b else ((b, theirs), (a, mine))
-        yield _row(
-            "keys", edits, first[0], second[0], requests=(first[1], second[1]),
-            parameter=parameter, overlap=float(share[n]),
-        )  # fmt: skip
+            far = ((group != groups[a]) & (share >= least)).nonzero()[:, 0]
+            best: dict[int, int] = {}
+            for n in far[share[far].argsort()].tolist():
+                best[owner[n][0]] = n  # the one that is reached most comes last
+            for b, n in best.items():
+                like = torch.cosine_similarity(keys[:, own], keys[:, n : n + 1], dim=0)
+                pair = sorted([(a, owner[int(own[like.argmax()])][1]), (b, owner[n][1])])
+                yield _row(
+                    "keys", edits, pair[0][0], pair[1][0], requests=(pair[0][1], pair[1][1]),
+                    parameter=parameter, overlap=float(share[n]),
+                )  # fmt: skip
 
 
 def _reach(edit: Edit, parameter: str, keys: Tensor) -> Tensor | None:
@@ -182,16 +177,24 @@ def _times(piece: Delta | Adapter, keys: Tensor) -> Tensor | None:
 # ---------------------------------------------------------------------- memories
 
 
-def _memories(edits: Sequence[Edit], a: int, b: int) -> Iterator[Row]:
-    for x in edits[a].pieces:
-        for y in edits[b].pieces:
-            both = isinstance(x, Adapter) and isinstance(y, Adapter)
-            if not both or (x.parameter, x.kind) != (y.parameter, y.kind):  # type: ignore[union-attr]
+def _memories(edits: Sequence[Edit], groups: Sequence[int]) -> Iterator[Row]:
+    held: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
+    for i, edit in enumerate(edits):
+        for piece in edit.pieces:
+            if isinstance(piece, Adapter):
+                held.setdefault((piece.parameter, piece.kind), []).append((i, piece))
+    fits = {
+        i: tuple(edits[i].parents) == lineage(edits[:i])  # computed on all those below
+        for i in {i for pieces in held.values() for i, _ in pieces}
+    }
+    for (parameter, kind), pieces in held.items():
+        for (a, x), (b, y) in combinations(pieces, 2):
+            if groups[a] == groups[b] or fits[b] or edits[a].id in edits[b].parents:
                 continue
-            if y.kind in REPLACING and edits[a].id not in edits[b].parents:  # type: ignore[union-attr]
-                yield _row("replaces", edits, a, b, parameter=y.parameter)
-            elif y.kind == "codebook" and _renamed(x, y):  # type: ignore[arg-type, union-attr]
-                yield _row("entries", edits, a, b, parameter=y.parameter)
+            if kind in REPLACING:
+                yield _row("replaces", edits, a, b, parameter=parameter)
+            elif kind == "codebook" and _renamed(x, y):
+                yield _row("entries", edits, a, b, parameter=parameter)
 
 
 def _renamed(x: Adapter, y: Adapter) -> bool:

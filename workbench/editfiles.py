@@ -105,7 +105,7 @@ def pack(parts: Sequence[Part], *, model: Mapping[str, Any], **more: Any) -> byt
     }
     manifest = json.loads(json.dumps(manifest))  # as it will be read: keys are texts
     manifest["digest"] = digest_of({}, manifest)
-    return safetensors_bytes(tensors, metadata={"workbench": json.dumps(manifest)})
+    return safetensors_bytes(_apart(tensors), metadata={"workbench": json.dumps(manifest)})
 
 
 def open_contents(path: Path) -> Contents:
@@ -205,6 +205,16 @@ def _fitting(i: int, entry: dict[str, Any], shapes: Mapping[str, tuple[int, ...]
 
 def _model_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": entry["meta"].get("model"), "revision": None, "fingerprint": entry["base"]}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that are stored under another name already: edits may share theirs."""
+    seen: set[int] = set()
+    found = {}
+    for name, t in tensors.items():
+        found[name] = t.clone() if t.data_ptr() in seen else t
+        seen.add(t.data_ptr())
+    return found
 
 
 def _own(tensors: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:

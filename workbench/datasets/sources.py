@@ -1,8 +1,8 @@
 """Where the field's data sets come from: fetched by name, or a message that says how to get them.
 
 Nothing is fetched unless a loader is called without a path. A download appears in the cache in one
-rename, with its SHA-256 recorded beside it. The publishers give no checksums, so none is pinned:
-compare the recorded one between machines. The file is held against it whenever it is used.
+rename, with its SHA-256 recorded beside it, and is compared with it whenever it is used. The
+publishers give no checksums, so none is pinned: compare the recorded one between machines.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,13 +158,12 @@ def fetch(name: str, *, opener: Callable[..., Any] | None = None) -> Path:
 
     Raises:
         FetchError: without a network, for a broken download, or if it must be fetched by hand.
-        StorageError: if the cache cannot be written.
-        DataError: if the file in the cache is not the one that was fetched.
+        StorageError: if the cache cannot be written. DataError: if the file was changed since.
     """
     source = _source(name)
     target = cache_dir("datasets") / source.file
     if target.is_file():
-        _unchanged(target)
+        _require_whole(target, source.sha256)
         return target
     if not source.urls:
         raise FetchError(f"{name} cannot be fetched by a program. Get it by hand:\n{where(name)}")
@@ -184,21 +184,18 @@ def fetch(name: str, *, opener: Callable[..., Any] | None = None) -> Path:
     )
 
 
-def _unchanged(target: Path) -> None:
-    """Refuse a file of the cache that is not the one that was fetched."""
-    record = target.with_name(f"{target.name}.source.json")
-    if not record.is_file():  # put there by hand
-        return
+def _require_whole(target: Path, published: str | None) -> None:
+    """Compare a file with what was published, or recorded when it was fetched."""
+    wanted = published
+    with suppress(OSError, ValueError, KeyError, TypeError):  # put there by hand: nothing recorded
+        record = json.loads(target.with_name(f"{target.name}.source.json").read_text("utf-8"))
+        wanted = wanted or str(record["sha256"])
     with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        expected = None
-    if found != expected:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if wanted else None
+    if found != wanted:
         raise DataError(
-            f"{target} has SHA-256 {found}, it was fetched with {expected}: it was changed or "
-            f"damaged. Delete it and {record.name}, and it is fetched again."
+            f"{target} has SHA-256 {found}, expected {wanted}: it was changed or damaged. Delete "
+            "it and it is fetched again, or pass the path of another file."
         )
 
 

@@ -8,7 +8,7 @@ wb.moments("data/runs/memit")
 from workbench.experiment.alarm import Alarm
 from workbench.experiment.apart import rounds
 from workbench.experiment.kept import open_stack, save_stack
-from workbench.experiment.lifelong import lifelong
+from workbench.experiment.lifetime import lifelong
 from workbench.experiment.running import StreamStep
 from workbench.experiment.streaming import moments, stream, stream_rows
 from workbench.experiment.study import radius_study
@@ -16,11 +16,13 @@ from workbench.experiment.study import radius_study
 __all__ = [
     "Alarm",
     "StreamStep",
+    "moments",
+    "open_stack",
+    "rounds",
     "lifelong",
     "moments",
     "open_stack",
     "radius_study",
-    "rounds",
     "save_stack",
     "stream",
     "stream_rows",

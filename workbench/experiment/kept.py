@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from workbench.atomic import write_atomically
@@ -15,7 +14,7 @@ from workbench.patches import push_all
 from workbench.runs import RunFolder, is_run
 from workbench.stackfiles import STACK_FORMAT, files_of
 
-__all__ = ["keep_stack", "open_stack", "save_stack"]
+__all__ = ["keep_stack", "link_file", "open_stack", "save_stack"]
 
 
 def open_stack(
@@ -91,21 +90,19 @@ def save_stack(view: ModelView, path: str | os.PathLike[str]) -> Path:
 def keep_stack(folder: RunFolder, step: int) -> Path:
     """Link the run's edits up to a moment into ``models/STEP``, with a list of them."""
     target = folder.path / "models" / str(step)
-    target.mkdir(parents=True, exist_ok=True)
     files = [(held, file) for held, file in files_of(folder.path) if held <= step]
     for _, file in files:
-        _link(file, target / file.name)
+        link_file(file, target / file.name)
     listed = {"format": STACK_FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
     return write_atomically(target / "stack.json", json.dumps(listed, indent=1).encode())
 
 
-def _link(file: Path, target: Path) -> None:
+def link_file(file: Path, target: Path) -> None:
     """A second name for a file, a copy where the disk knows no such thing."""
     if target.exists():
         return
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, target)
     except OSError:
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        os.replace(part, target)
+        write_atomically(target, file.read_bytes())

@@ -15,7 +15,7 @@ import pandas as pd
 from workbench.editors.memory.grace import GRACE
 from workbench.errors import OptionError
 from workbench.experiment.foresight import Foresight
-from workbench.experiment.lifelong import AHEAD, holdout_of, own_probe, wrong_by
+from workbench.experiment.lifetime import AHEAD, holdout_of, own_probe, wrong_by
 from workbench.facts import EditCase, Probe
 from workbench.metrics.judging import MEASURES, averages, judge
 from workbench.model import ModelView

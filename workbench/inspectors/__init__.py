@@ -10,6 +10,7 @@ from workbench.inspectors.codebook import (
 from workbench.inspectors.drift import weight_drift
 from workbench.inspectors.effects import side_effects
 from workbench.inspectors.forensics import compare_models
+from workbench.inspectors.gradients import gradient_table, training_curve
 from workbench.inspectors.hooks import (
     alpha_history,
     check_entries,
@@ -39,6 +40,7 @@ __all__ = [
     "closures",
     "compare_models",
     "edit_site",
+    "gradient_table",
     "hook_gates",
     "key_conflicts",
     "key_table",
@@ -51,6 +53,7 @@ __all__ = [
     "side_effects",
     "subject_html",
     "subject_tokens",
+    "training_curve",
     "promoted_tokens",
     "residual_shift",
     "weight_drift",

@@ -28,6 +28,7 @@ from workbench.plots.scores import plot_summary
 from workbench.plots.shown import Shown, alt_text, bundle, show, still
 from workbench.plots.theme import SIZES, template
 from workbench.plots.tokens import plot_next_tokens
+from workbench.plots.training import plot_gradients, plot_tradeoff, plot_training
 
 __all__ = [
     "SIZES",
@@ -41,6 +42,7 @@ __all__ = [
     "plot_codebook",
     "plot_codebook_map",
     "plot_conflicts",
+    "plot_gradients",
     "plot_hooks",
     "plot_neurons",
     "plot_radii",
@@ -62,6 +64,8 @@ __all__ = [
     "plot_summary",
     "plot_survival_map",
     "plot_target_trace",
+    "plot_tradeoff",
+    "plot_training",
     "show",
     "still",
     "template",

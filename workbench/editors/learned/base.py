@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -79,6 +80,15 @@ class LearnedEditor(Editor):
             raise DataError(f"{path} is a trained {found.editor}, not {type(self).__name__}.")
         return found
 
+    def _known(self, view: ModelView) -> Trained:
+        """What the file says, without its tensors; read once a view."""
+        path = locate(self.weights)
+        stamp = path.stat()
+        key = ("learned file", type(self), str(path), self.sha256, stamp.st_mtime_ns, stamp.st_size)
+        if key not in view.cache:
+            view.cache[key] = dataclasses.replace(self.trained(), tensors={})
+        return view.cache[key]  # type: ignore[no-any-return]
+
     def network(self, view: ModelView) -> Learner:
         """The trained learner on the model's device; read once a view.
 
@@ -93,7 +103,7 @@ class LearnedEditor(Editor):
 
     def unsupported(self, view: ModelView) -> str | None:
         try:
-            found = self.trained()
+            found = self._known(view)
         except WorkbenchError as error:
             return str(error)
         if found.base != view.fingerprint:
@@ -119,19 +129,24 @@ class LearnedEditor(Editor):
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
         learner = self.network(view)
-        self._warn_of_many(len(requests))
-        with frozen(view.model):
+        self._warn_of_many(view, len(requests))
+        with frozen(view.model), self.base(view):
             made = learner.rewrite(view, read(view, requests), n_lessons=1)
         deltas = deltas_of(view, made.factors, self.scale)
         return deltas, {"report": {"gradients": _report(learner, made, self.scale)}}
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """The model that edits are computed on, for the length of the block; the view itself for
+        most."""
+        return nullcontext()
 
     def _check(self, view: ModelView) -> None:
         if not self.scale > 0:
             raise OptionError(f"{type(self).__name__}: scale={self.scale} must be above 0.")
 
-    def _warn_of_many(self, n: int) -> None:
+    def _warn_of_many(self, view: ModelView, n: int) -> None:
         """An editor does well with as many edits at once as it was trained for."""
-        meant = self.trained().training.get("recipe", {}).get("n_edits", n)
+        meant = self._known(view).training.get("recipe", {}).get("n_edits", n)
         if n > meant:
             warnings.warn(
                 f"{type(self).__name__} {self.weights} was trained to write {meant} at once, not "

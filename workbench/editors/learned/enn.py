@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -202,19 +203,26 @@ class ENN(LearnedEditor):
         """Whether the view's stack holds this editor's preparation."""
         return any(e.report.get("prepared") == self._mark() for e in view.stack)
 
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        if self.is_prepared(view):
+            return nullcontext()
+        bottom = WeightEdit(
+            deltas=tuple(self._preparation(view)),
+            requests=(),
+            editor="ENN",
+            config={},
+            base=view.fingerprint,
+        )
+        return view.applied(bottom)
+
     def _compute(
         self, view: ModelView, requests: Sequence[EditRequest], **given: Any
     ) -> tuple[list[Delta], dict[str, Any]]:
+        deltas, extra = super()._compute(view, requests)
         if self.is_prepared(view):
-            return super()._compute(view, requests)
-        before = self._preparation(view)
-        bottom = WeightEdit(
-            deltas=tuple(before), requests=(), editor="ENN", config={}, base=view.fingerprint
-        )
-        with view.applied(bottom):
-            deltas, extra = super()._compute(view, requests)
+            return deltas, extra
         extra["report"]["prepared"] = self._mark()
-        return [*before, *deltas], extra
+        return [*self._preparation(view), *deltas], extra
 
     def _preparation(self, view: ModelView) -> list[Delta]:
         learner: Any = self.network(view)

@@ -31,6 +31,8 @@ __all__ = ["Factors", "Gradients", "Pairs", "capture", "check_matrices", "matric
 
 #: Blocks of a decoder or an encoder that are edited, counted from the top (paper, appendix C).
 TOP = 3
+#: Rows of one pass where a batch may be taken in parts.
+ROWS = 64
 #: Blocks at the top of the encoder and of the decoder of an encoder-decoder.
 TOP_OF_TWO = 2
 
@@ -164,8 +166,58 @@ def capture(
     Returns:
         Pairs in float32 or wider, without the rows where either side is zero.
     """
+    if len(texts) > ROWS and n_lessons in (1, len(texts)) and not (values or written):
+        return _in_parts(view, texts, names, n_lessons, edited)
+    return _captured(
+        view, texts, names, n_lessons, edited, values or {}, written or {}, create_graph
+    )
+
+
+def _in_parts(
+    view: ModelView, texts: Texts, names: Sequence[str], n_lessons: int, edited: Tensor | None
+) -> Gradients:
+    """A large batch, a few rows at a time: one lesson, or a lesson a row.
+
+    The gradient of one lesson's mean over all tokens is the sum of those of its parts, each by its
+    share of the tokens.
+    """
+    counts = texts.answer if edited is None else texts.answer & edited[texts.row]
+    found, shares, starts = [], [], range(0, len(texts), ROWS)
+    for begin in starts:
+        end = min(begin + ROWS, len(texts))
+        part = texts.part(begin, end)
+        own = None if edited is None else edited[begin:end]
+        lessons = 1 if n_lessons == 1 else len(part)
+        found.append(_captured(view, part, names, lessons, own, {}, {}, False))
+        inside = (texts.row >= begin) & (texts.row < end)
+        shares.append(int(counts[inside].sum()) / max(int(counts.sum()), 1))
+    scales = shares if n_lessons == 1 else [1.0] * len(found)
+    offsets = [0] * len(found) if n_lessons == 1 else list(starts)
+    pairs = {
+        name: Pairs(
+            torch.cat([f.pairs[name].x for f in found]),
+            torch.cat([f.pairs[name].delta * s for f, s in zip(found, scales, strict=True)]),
+            torch.cat([f.pairs[name].lesson + o for f, o in zip(found, offsets, strict=True)]),
+        )
+        for name in names
+    }
+    loss = sum(f.loss * s for f, s in zip(found, shares, strict=True))
+    return Gradients(pairs, torch.cat([f.logits for f in found]), loss)
+
+
+def _captured(
+    view: ModelView,
+    texts: Texts,
+    names: Sequence[str],
+    n_lessons: int,
+    edited: Tensor | None,
+    values: Mapping[str, Tensor],
+    written: Mapping[str, Factors],
+    create_graph: bool,
+) -> Gradients:
+    """One pass; see :func:`capture`."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with _freed(view, names, seen), writing(view, written or {}), double_backward(create_graph):
+    with _freed(view, names, seen), writing(view, written), double_backward(create_graph):
         logits = logits_of(view, texts, values)
         counts = texts.answer if edited is None else texts.answer & edited[texts.row]
         loss = answer_loss(logits, texts, n_lessons, counts)

@@ -2,7 +2,7 @@
 
 Two passes of the model serve any number of independent lessons: one over what is written and what
 is unrelated, unedited; one over the same in other words and what is unrelated, each lesson with its
-own change (spec memory-and-meta 4.4 and 4.7).
+own change; in a decoder they share what lies below the edits (spec memory-and-meta 4.4 and 4.7).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from workbench.editors.learned.gradients import (
 )
 from workbench.editors.learned.learner import Learner
 from workbench.editors.learned.lessons import Lesson
+from workbench.editors.learned.prefixes import share_prefixes
 from workbench.editors.learned.recipe import Recipe
 from workbench.editors.learned.texts import Texts, logits_of, read
 from workbench.facts import EditRequest
@@ -74,6 +75,8 @@ def outcome(
     inner = _texts(view, [(x.edits, x.local) for x in lessons], recipe)
     outer = _texts(view, [(x.outer, x.local) for x in lessons], recipe)
     edited = _edited(view, lessons)
+    if not values:
+        inner, outer = share_prefixes(view, learner.matrices, (inner, outer))
     made = learner.rewrite(view, inner, n_lessons=n, edited=edited)
     with writing(view, made.factors), double_backward(bool(values)):
         after = logits_of(view, outer, values)

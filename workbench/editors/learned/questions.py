@@ -93,8 +93,18 @@ def _reworded(topics: list[Topic], source: str, rewordings: Pathlike | None) -> 
         return Questions(kept, "De Cao")
     written = {t.prompt: reword(t.prompt) for t in bare}
     done = [_with(t, written[t.prompt].prompts) if t.prompt in written else t for t in topics]
-    framed = sum(each.framed for each in written.values())
-    return Questions(done, source if len(bare) < len(topics) else "templates", framed)
+    kept = list(distinct(done))
+    framed = sum(t.prompt in written and written[t.prompt].framed for t in kept)
+    return Questions(kept, source if len(bare) < len(topics) else "templates", framed)
+
+
+def distinct(topics: Sequence[Topic], asked: frozenset[str] = frozenset()) -> Iterator[Topic]:
+    """Topics that share no wording with an earlier one, nor with what is asked elsewhere."""
+    seen = set(asked)
+    for topic in topics:
+        if not topic.prompts & seen:
+            seen |= topic.prompts
+            yield topic
 
 
 def _with(topic: Topic, rewordings: Sequence[str]) -> Topic:

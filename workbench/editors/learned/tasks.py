@@ -25,7 +25,8 @@ from workbench.datasets.claims import VERDICTS
 from workbench.datasets.counterfacts import Pathlike
 from workbench.editors.learned.continuations import continuations, passages, usable
 from workbench.editors.learned.lessons import HELD_OUT, Lessons, Topic, check_share, divide
-from workbench.editors.learned.questions import Questions, question_topics
+from workbench.editors.learned.questions import Questions, distinct, question_topics
+from workbench.editors.learned.rewording import reword
 from workbench.editors.learned.world import world_topics
 from workbench.errors import OptionError, did_you_mean
 from workbench.facts import EditCase, EditRequest
@@ -363,8 +364,9 @@ def _sides(
     """Training and validation; what validation asks in any wording is not trained on."""
     if outside is None:
         return divide(topics, given.held_out, given.seed)
-    asked = frozenset().union(*(t.prompts for t in outside.topics))
-    return [t for t in topics if not t.prompts & asked], list(outside.topics)
+    written = (reword(t.prompt).prompts for t in outside.topics)
+    asked = frozenset().union(*(t.prompts for t in outside.topics), *written)
+    return list(distinct(topics, asked)), list(outside.topics)
 
 
 # ------------------------------------------------------------------ the tiny world

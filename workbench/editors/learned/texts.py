@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from workbench.capabilities import get_module, hooks
+from workbench.capabilities import get_module, hooks, readout
 from workbench.facts import EditRequest
 from workbench.layouts import DECODER, ENCODER_CLASSIFIER
 from workbench.model import ModelView
+from workbench.replay import Blocks
 from workbench.tokens import context_length, encode_request, pad_right, pad_token
 
 __all__ = ["Texts", "logits_of", "read"]
@@ -36,6 +37,8 @@ class Texts:
         column: its position; the logits there are about ``label``.
         label: token id, or class.
         answer: whether the spot belongs to the answer; others are the prompt's.
+        blocks: where the rows stand if the lower blocks are done, see
+            :mod:`workbench.editors.learned.prefixes`.
     """
 
     requests: tuple[EditRequest, ...]
@@ -45,9 +48,24 @@ class Texts:
     column: Int[Tensor, " n"]
     label: Int[Tensor, " n"]
     answer: Bool[Tensor, " n"]
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    def part(self, begin: int, end: int) -> Texts:
+        """Some of the rows."""
+        own = (self.row >= begin) & (self.row < end)
+        inputs = {k: v[begin:end] if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return Texts(
+            requests=self.requests[begin:end],
+            inputs=inputs,
+            lengths=None if self.lengths is None else self.lengths[begin:end],
+            row=self.row[own] - begin,
+            column=self.column[own],
+            label=self.label[own],
+            answer=self.answer[own],
+        )
 
 
 def read(
@@ -80,10 +98,24 @@ def logits_of(
         texts: the batch.
         values: parameters to use instead of the model's own, by name.
     """
+    if texts.blocks is not None and not values:
+        return _upper(view, texts, texts.blocks)
     gathers = view.kind != ENCODER_CLASSIFIER
     with view.reading(texts.lengths), hooks(_gathering(view, texts) if gathers else ()):
         out = torch.func.functional_call(view.model, dict(values or {}), (), dict(texts.inputs))
-    return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
+    return _widened(out.logits)
+
+
+def _upper(view: ModelView, texts: Texts, blocks: Blocks) -> Tensor:
+    """Logits at the spots from where the rows stand."""
+    hidden = blocks.hidden
+    for layer in range(blocks.start, view.n_layers):
+        hidden = blocks.run(layer, hidden)
+    return _widened(readout(view.model, view.layout, hidden[texts.row, texts.column]))
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _gathering(view: ModelView, texts: Texts) -> Iterator[Any]:

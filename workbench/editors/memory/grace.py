@@ -39,7 +39,7 @@ from workbench.editors.memory.codebook import (
 )
 from workbench.editors.memory.examples import Examples, labels_of
 from workbench.editors.presets import Preset, find
-from workbench.edits import Edit
+from workbench.edits import AdapterEdit, Edit
 from workbench.errors import OptionError
 from workbench.facts import EditCase, EditRequest, Probe, as_requests
 from workbench.memories import Codebook, Label, Settings, as_adapter, written_columns
@@ -178,6 +178,7 @@ class GRACE(MemoryEditor):
                 report = {"events": [event_of(0, d) | fit.losses], "size": len(book)}
                 pieces = [as_adapter(place.parameter, settings, entries)]
                 edit = self._finish(view, [request], pieces, {"report": report}, seconds)
+                assert isinstance(edit, AdapterEdit)
                 made.append(replace(edit, parents=lineage([*view.stack, *made])))
         return made
 

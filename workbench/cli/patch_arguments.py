@@ -1,4 +1,4 @@
-"""What the words after ``workbench patch`` are; what they do is in :mod:`workbench.patchcommands`.
+"""What the words after ``workbench patch`` are; :mod:`workbench.cli.patch_commands` runs them.
 
 Free of torch, so that ``--help`` answers at once.
 """

@@ -1,8 +1,8 @@
-"""What the commands ``score``, ``stream`` and ``summary`` are told on the command line."""
+"""What ``score``, ``stream``, ``train`` and ``summary`` are told on the command line."""
 
 from __future__ import annotations
 
-__all__ = ["EDITOR", "LOADING", "MODEL", "SCORE", "STREAM", "SUMMARY", "Argument"]
+__all__ = ["EDITOR", "LOADING", "MODEL", "SCORE", "STREAM", "SUMMARY", "TRAIN", "Argument"]
 
 #: Name or flag, and options of ``ArgumentParser.add_argument``.
 Argument = tuple[str, dict[str, object]]
@@ -96,6 +96,36 @@ STREAM: tuple[Argument, ...] = (
     ("--skip-errors", _flag("leave out batches that fail")),
     ("--fresh", _flag("delete an older run in this folder first")),
     *LOADING,
+)
+TRAIN: tuple[Argument, ...] = (
+    ("editor", {"metavar": "EDITOR", "help": "mend, ke (or efk) or enn"}),
+    ("--model", {"required": True, "help": "a name, a folder or a hub id"}),
+    ("--data", {"metavar": "DATA", "help": "tiny, facts, or a file (default: the task's)"}),
+    (
+        "--task",
+        {
+            "help": "gen, qa, fc or tiny: how lessons are made of the data; without it the file is "
+            "one of cases"
+        },
+    ),
+    (
+        "--locality",
+        {
+            "default": "same",
+            "help": "where unrelated texts come from: same, nq, openwebtext or wikitext (default: "
+            "%(default)s)",
+        },
+    ),
+    ("--limit", _number("only the first records")),
+    ("--steps", {"type": int, "default": 1000, "help": "optimizer steps (default: 1000)"}),
+    ("--seed", {"type": int, "default": 0, "help": "of the lessons and of the beginning"}),
+    *EDITOR,
+    *LOADING,
+    (
+        "--out",
+        {"metavar": "FILE", "help": "the trained editor (default: where preset(view) finds it)"},
+    ),
+    ("--fresh", _flag("begin anew, and replace an older file")),
 )
 SUMMARY: tuple[Argument, ...] = (
     (

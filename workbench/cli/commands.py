@@ -1,4 +1,4 @@
-"""The commands ``edit``, ``score``, ``stats``, ``stream`` and ``summary``: thin words."""
+"""The commands ``edit``, ``score``, ``stats``, ``stream``, ``train``, ``summary``: thin words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import datasets
-from workbench.asked import cases_of, options_of, tasks_of, watch_of
 from workbench.atomic import write_atomically
+from workbench.cli.asked import cases_of, options_of, tasks_of, watch_of
+from workbench.cli.train import train
 from workbench.editors import find_editor
 from workbench.editors.base import Editor
 from workbench.errors import DataError, OptionError
@@ -37,6 +38,7 @@ def run(name: str, args: argparse.Namespace) -> int:
         "score": _score,
         "stats": _stats,
         "stream": _stream,
+        "train": train,
         "summary": _summary,
     }
     return commands[name](args)

@@ -1,0 +1,1 @@
+"""The command line: what its words are, and what they do; :mod:`workbench.__main__` reads them."""
