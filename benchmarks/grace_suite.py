@@ -33,12 +33,10 @@ TOPIC_WORDS, BEGINNING_WORDS = 64, 64
 UPSTREAM = {"zsre": 100, "tiny-t5": 200, "topics": 200, "hallucination": 60}
 #: GRACE, Defer and the soft memory at the layer of GRACE's preset; FT and its kin, too.
 LAYERS = {"smollm2-135m": 24, "tiny-t5": 1, "minilm": 4}
-#: Radius of GRACE for the classifier.
-TOPIC_EPSILON = 3.0
 #: Steps of Adam for the memories on SmolLM2-135M (published: 100): answers of a few tokens are
 #: learned in 40, whole sentences are not.
 STEPS = {"zsre": 40, "hallucination": 100}
-#: Adam's rate for FT and its kin: 1e-2 as published breaks every model here within ten edits.
+#: Adam's rate for FT and its kin, as in FT's presets; published: 1e-2.
 RATES = {"smollm2-135m": 5e-4, "tiny-t5": 5e-3, "minilm": 5e-4}
 
 
@@ -193,8 +191,6 @@ def _editor(name: str, view: wb.ModelView, model: str, task: str) -> wb.Editor |
         options = {"layers": layers}
         if task in STEPS:
             options["steps"] = STEPS[task]
-        if name == "GRACE" and model == "minilm":
-            options["epsilon"] = TOPIC_EPSILON
     return wb.EDITORS[name].preset(view, **options)
 
 

@@ -71,7 +71,8 @@ def zsre_task(
     Args:
         view: a decoder (asked ``Question: ... Answer:``; facts of the shipped set that the model
             knows are kept, too) or an encoder-decoder.
-        zsre, nq: paths, as :func:`workbench.datasets.zsre_stream` and ``nq`` take them.
+        zsre, nq: paths, as :func:`workbench.datasets.zsre_stream` and ``natural_questions`` take
+            them.
         limit: at most so many cases.
         upstream: so many probes of each set.
         seed: of the stream's order.
@@ -81,7 +82,7 @@ def zsre_task(
     """
     template = ASKED if view.kind == DECODER else "{}"
     cases = datasets.zsre_stream(zsre, template=template, limit=limit, seed=seed)
-    kept = {"nq": _own(datasets.nq(nq, template=template, limit=upstream), "upstream")}
+    kept = {"nq": _asked(datasets.natural_questions(nq, limit=upstream), template)}
     if view.kind == DECODER:
         kept["facts"] = _known(view, cases, upstream)
     return Task(name="zsre", kind="qa", cases=cases, upstream=kept)
@@ -107,7 +108,7 @@ def topics_task(
         name="topics",
         kind="classification",
         cases=cases,
-        upstream={"earlier terms": _own(kept, "upstream")},
+        upstream={"earlier terms": _asked(kept)},
     )
 
 
@@ -150,7 +151,7 @@ def hallucination_task(
         kind="text",
         cases=cases,
         upstream={"texts": kept} if kept else {},
-        accurate=_own(right, "upstream"),
+        accurate=_asked(right),
     )
 
 
@@ -178,10 +179,12 @@ def tiny_task(
     return Task(name="tiny", kind=kind, cases=cases[:limit], upstream=kept)
 
 
-def _own(cases: Iterable[EditCase], kind: str) -> tuple[Probe, ...]:
-    """Each request's own question."""
-    requests = [c.request for c in cases]
-    return tuple(Probe(prompt=r.text, target=r.target_new, kind=kind) for r in requests)
+def _asked(cases: Iterable[EditCase], template: str = "{}") -> tuple[Probe, ...]:
+    """Each request's own question, as something that shall stay."""
+    return tuple(
+        Probe(prompt=template.replace("{}", r.text), target=r.target_new, kind="upstream")
+        for r in (c.request for c in cases)
+    )
 
 
 def _known(view: ModelView, cases: Sequence[EditCase], n: int) -> tuple[Probe, ...]:

@@ -34,6 +34,7 @@ SHAPES: dict[str, tuple[str, int, int, int]] = {
     "smollm2-135m": ("llama", 576, 1536, 30),
     "t5-small-ssm-nq": ("t5", 512, 1024, 8),
     "bert-base": ("bert", 768, 3072, 12),
+    "minilm-l6": ("bert", 384, 1536, 6),
 }
 
 #: The shipped tiny models go by their names.

@@ -8,26 +8,26 @@ counting (spec memory-and-meta 1.11 and 12).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from workbench.editors.memory.examples import Place, queries
+from workbench.editors.memory.examples import Place
 from workbench.edits import AdapterEdit
 from workbench.facts import Probe
 from workbench.inspectors.codebook import codebook_on
-from workbench.inspectors.retention import adapters_of, value_spans
+from workbench.inspectors.retention import adapters_of, keys_of, value_spans
 from workbench.memories import Codebook, Entries, as_adapter
 from workbench.metrics.judging import MEASURES, judge
 from workbench.model import ModelView
 
 __all__ = ["Asked", "codebook_curves"]
 
-BATCH = 64
 #: A prompt, its right answer, and the row of the value that is written (-1: none).
 Question = tuple[str, str, int]
 
@@ -70,8 +70,11 @@ def codebook_curves(view: ModelView, kind: str, asked: Sequence[Asked]) -> pd.Da
     adapters = adapters_of(view)
     prompts = list(dict.fromkeys(p.prompt for each in asked for p in each.probes))
     with view.pristine():
-        spans = value_spans(view, prompts, place, adapters)
-    found = _judged(view, kind, place, book, sorted(set(_wanted(asked, spans))))
+        asks = keys_of(view, prompts, place, book.settings)
+        spans = value_spans(view, prompts, place, adapters, keys=asks)
+    keys = dict(zip(prompts, asks.cpu(), strict=True))
+    wanted = sorted(set(_wanted(asked, spans)))
+    found = _judged(view, kind, lambda chosen: _keyed(view, place, book, keys, chosen), wanted)
     steps = len(adapters) + 1
     tables = [_curves(each, kind, spans, found, steps) for each in asked if each.probes]
     return pd.concat(tables, ignore_index=True)
@@ -95,7 +98,10 @@ def _wanted(asked: Sequence[Asked], spans: Any) -> Iterator[Question]:
 
 
 def _judged(
-    view: ModelView, kind: str, place: Place, book: Codebook, wanted: Sequence[Question]
+    view: ModelView,
+    kind: str,
+    keyed: Callable[[dict[str, int]], AdapterEdit],
+    wanted: Sequence[Question],
 ) -> dict[Question, dict[str, float]]:
     """Each question under its value: all without one first, then a value a prompt at a time."""
     found: dict[Question, dict[str, float]] = {}
@@ -109,8 +115,7 @@ def _judged(
             chosen.setdefault(prompt, value)
         part = [q for q in left if chosen[q[0]] == q[2]]
         left = [q for q in left if chosen[q[0]] != q[2]]
-        edit = _keyed(view, place, book, chosen)
-        with view.as_if(edit):
+        with view.as_if(keyed(chosen)):
             _note(found, view, kind, part)
     return found
 
@@ -122,17 +127,14 @@ def _note(found: Any, view: ModelView, kind: str, part: Sequence[Question]) -> N
         found[question] = {str(k): v for k, v in row.items()}
 
 
-def _keyed(view: ModelView, place: Place, book: Codebook, chosen: dict[str, int]) -> AdapterEdit:
+def _keyed(
+    view: ModelView, place: Place, book: Codebook, keys: dict[str, Tensor], chosen: dict[str, int]
+) -> AdapterEdit:
     """A codebook in which each prompt is a key with its value."""
-    prompts = list(chosen)
-    settings = book.settings
-    with view.as_if():
-        parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-        keys = torch.cat([queries(view, part, place, settings)[0] for part in parts])
-    none = torch.zeros(0)
+    prompts, settings, none = list(chosen), book.settings, torch.zeros(0)
     entries = Entries(
         torch.arange(len(prompts)),
-        keys.cpu(),
+        torch.stack([keys[p] for p in prompts]),
         book.values.data[list(chosen.values())].cpu(),
         torch.full((len(prompts),), max(settings.tolerance, 1e-6)),
         ((0,),) * len(prompts),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -124,7 +125,9 @@ def lifelong(
             rewind(view, len(parents))
         exam = Exam(view, cases, prefixes=prefixes, kinds=("efficacy", "holdout"))
         watcher = TaskWatcher(view, layers, task, prefixes=prefixes, sample=sample, drawn=drawn)
-        return Run(folder, view, editor, plan, exam, watcher).drain()
+        with warnings.catch_warnings():  # what was forgotten may be written again
+            warnings.filterwarnings("ignore", message="the same request was already written")
+            return Run(folder, view, editor, plan, exam, watcher).drain()
 
 
 def _plan(

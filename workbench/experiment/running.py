@@ -8,10 +8,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from workbench.atomic import write_atomically
 from workbench.editors.base import Editor
 from workbench.edits import Edit
 from workbench.errors import DataError, NumericalError, RequestError
@@ -211,12 +213,16 @@ class Run:
         """The edit from those computed together; all of them are on the disk before the first is
         used, so that a run that dies among them computes the same groups again."""
         position = batch - 1
+        if self._marker(batch).exists():
+            return None, RIGHT
         if position not in self.foreseen:
             assert self.plan.foresee is not None
             began = time.perf_counter()
             self.foreseen = self.plan.foresee(position)
             for i, edit in sorted(self.foreseen.items(), reverse=True):
-                if edit is not None:
+                if edit is None:
+                    write_atomically(self._marker(i + 1), b"")
+                else:
                     edit.save(self.folder.file("edits", i + 1))
                     self.made += 1
             self.editing += time.perf_counter() - began
@@ -225,6 +231,10 @@ class Run:
             return None, RIGHT
         self._require_same(batch, edit, kept)
         return edit, None
+
+    def _marker(self, batch: int) -> Path:
+        """Says that a case was foreseen to be right already."""
+        return self.folder.file("edits", batch).with_suffix(".right")
 
     def _require_same(self, batch: int, edit: Edit, kept: Mapping[str, Any] | None) -> None:
         if kept is not None and kept.get("edit") != edit.id:

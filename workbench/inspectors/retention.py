@@ -28,7 +28,7 @@ from workbench.metrics.scoring import probes_of
 from workbench.model import ModelView
 from workbench.progress import Bar
 
-__all__ = ["adapters_of", "answer_spans", "retention_curves", "value_spans"]
+__all__ = ["adapters_of", "answer_spans", "keys_of", "retention_curves", "value_spans"]
 
 #: Examples in one pass.
 BATCH = 64
@@ -176,8 +176,19 @@ def adapters_of(view: ModelView) -> list[Adapter]:
     return found
 
 
+def keys_of(view: ModelView, prompts: Sequence[str], place: Place, settings: Settings) -> Tensor:
+    """``[n, d_in]`` what prompts ask a codebook, batch by batch."""
+    parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
+    return torch.cat([queries(view, part, place, settings)[0] for part in parts])
+
+
 def value_spans(
-    view: ModelView, prompts: Sequence[str], place: Place, adapters: Sequence[Adapter]
+    view: ModelView,
+    prompts: Sequence[str],
+    place: Place,
+    adapters: Sequence[Adapter],
+    *,
+    keys: Tensor | None = None,
 ) -> dict[str, list[tuple[int, int, int]]]:
     """Which value answered each prompt while a codebook grew; no value is used for it.
 
@@ -186,13 +197,13 @@ def value_spans(
         prompts: whole prompts.
         place: the module.
         adapters: what each edit added, from :func:`adapters_of`.
+        keys: of the prompts, from :func:`keys_of`; None computes them.
 
     Returns:
         Prompt → (since, until, row of the value; -1: none) in edits, one after another.
     """
     book = Codebook.load(adapters[0], device=view.device)
-    parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-    asked = torch.cat([queries(view, part, place, book.settings)[0] for part in parts])
+    asked = keys_of(view, prompts, place, book.settings) if keys is None else keys
     near = _Nearest(asked)
     rows = [torch.full((len(prompts),), -1), near.value_rows(book, range(len(book)))]
     for adapter in adapters[1:]:

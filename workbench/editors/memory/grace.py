@@ -426,6 +426,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "tiny": Preset({"layers": (4,), "epsilon": 4.0}, "data/README.md, 40 facts in one batch"),
         "tiny-bert": Preset({"layers": (2,), "epsilon": 4.0}, "data/README.md"),
         "tiny-t5": Preset({"layers": (1,), "epsilon": 0.5}, "data/README.md"),
+        # below half the distance of the nearest court cases
+        "minilm-l6": Preset({"layers": (4,), "epsilon": 3.0}, "LOG.md"),
         # half the way between the nearest facts of one relation; rewordings lie farther away
         "smollm2-135m": Preset({"layers": (24,), "epsilon": 2.5}, "LOG.md"),
     },

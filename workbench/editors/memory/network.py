@@ -188,6 +188,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "tiny": Preset({"layers": (4,)}, "as GRACE"),
         "tiny-bert": Preset({"layers": (2,)}, "as GRACE"),
         "tiny-t5": Preset({"layers": (1,)}, "as GRACE"),
+        "minilm-l6": Preset({"layers": (4,)}, "as GRACE"),
         "smollm2-135m": Preset({"layers": (24,)}, "as GRACE"),
     },
 }
