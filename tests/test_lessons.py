@@ -97,7 +97,10 @@ def test_validation_shares_nothing_with_training(lessons: wb.Lessons) -> None:
 def test_neither_pool_holds_the_other_sides_edits_or_texts() -> None:
     pool = tuple(request(i, "true") for i in (0, 30, 50, 51))
     found = wb.Lessons(
-        training=topics(5), held_out=topics(5, 30), local=pool, held_out_local=(*pool, request(60))
+        training=topics(5),
+        held_out=topics(5, 30),
+        local=pool,
+        held_out_local=(*pool, request(1), request(60)),
     )
     trained = {t for s in range(20) for t in texts(found.draw(s, n_edits=1, n_local=2).local)}
     assert trained == {"question 0", "question 50", "question 51"}
