@@ -192,7 +192,8 @@ def nq(
 
     Args:
         path: records ``question, answer`` (one or a list; the shortest counts), or as published a
-            ``.json`` with lists ``questions`` and ``answers``; None asks for the canonical source.
+            ``.json`` with lists ``questions`` and ``answers``; None fetches the
+            open version's development questions once.
         template: as in :func:`zsre_stream`.
         limit, case_ids, skip_bad: as in :func:`zsre`; a case's id is its position in the file.
 
@@ -206,7 +207,7 @@ def nq(
     Example:
         >>> cases = wb.datasets.nq("nq_open_dev.jsonl", limit=200)  # doctest: +SKIP
     """
-    path = Path(fetch("mend") if path is None else path).expanduser()
+    path = Path(fetch("natural_questions") if path is None else path).expanduser()
     return build(
         _question_rows(path),
         partial(_upstream, template=template),
