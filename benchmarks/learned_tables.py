@@ -3,6 +3,8 @@
     python benchmarks/learned_tables.py --model tiny --task tiny --train --steps 600
     python benchmarks/learned_tables.py --model smollm2-135m --task qa --data zsre_train.tsv \
         --validation zsre.json --train --steps 1500 --options options.json
+    python benchmarks/learned_tables.py --model minilm-l6 --task fc --data fever_claims.jsonl \
+        --classifier 2000 --train --steps 1500
 
 Three tables of MEND's paper (arXiv 2110.11309): editors one edit at a time (tables 3 and 4), edits
 written at once (table 5), and MEND without its parts (table 6, with ``--ablations``). An editor is
@@ -142,7 +144,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
 def main() -> None:
     """Train and measure what is missing, then write the table."""
     args = _arguments()
-    view = wb.load(args.model, device=args.device)
+    view = _view(args)
     wb.check_task(args.task, view.kind, locality=args.locality, name=view.name)
     lessons = wb.make_lessons(
         view, args.task, data=args.data, validation=args.validation, locality=args.locality,
@@ -164,6 +166,27 @@ def main() -> None:
         print(f"{run.slug}: {time.perf_counter() - began:.0f} s", flush=True)
         _write_table(out, plan(args), args, reasons)
     print(_write_table(out, plan(args), args, reasons).to_string(index=False))
+
+
+def _view(args: argparse.Namespace) -> wb.ModelView:
+    """The model. For fact checking the first claims give an encoder its head, and lessons are made
+    of the others."""
+    if args.task != "fc" or not args.classifier:
+        return wb.load(args.model, device=args.device)
+    cases = wb.datasets.fever(args.data)
+    taught, rest = cases[: args.classifier], cases[args.classifier :]
+    found = wb.finetune_classifier(
+        [c.request.text for c in taught],
+        [c.request.target_true or "" for c in taught],
+        model=args.model,
+        tests=([c.request.text for c in rest], [c.request.target_true or "" for c in rest]),
+        device=args.device,
+    )
+    args.data = cache_dir("lessons") / f"claims-after-{args.classifier}.jsonl"
+    lines = ({"id": c.case_id, "label": c.request.target_true, "claim": c.request.text}
+             for c in rest)  # fmt: skip
+    write_atomically(args.data, "".join(json.dumps(x) + "\n" for x in lines).encode())
+    return wb.load(found.path, device=args.device)
 
 
 # ------------------------------------------------------------------ one run
@@ -340,6 +363,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--task", default="tiny", choices=tuple(TASKS))
     parser.add_argument("--data", help="training file of the task; default: its canonical source")
+    parser.add_argument("--classifier", type=int, default=0, metavar="N",
+                        help="fc: the first N claims give the model its head")  # fmt: skip
     parser.add_argument("--validation", help="file to hold out; default: a share of --data")
     parser.add_argument("--locality", default="same", help="same, nq, openwebtext or wikitext")
     parser.add_argument("--local", help="file of the locality source")

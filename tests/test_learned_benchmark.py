@@ -78,3 +78,27 @@ def test_runs_are_resumed_and_what_is_missing_is_said(
     assert not {"prompt", "target"} & set(rows.columns)
     monkeypatch.setattr(wb, "score_lessons", lambda *a, **k: pytest.fail("made again"))
     bench.main()
+
+
+def test_the_first_claims_give_a_head_and_the_others_lessons(
+    bench: ModuleType, monkeypatch, make_model, tokenizer, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
+    model = make_model("bert")
+    model.config.id2label = {0: "REFUTES", 1: "SUPPORTS"}
+    model.config.label2id = {"REFUTES": 0, "SUPPORTS": 1}
+    model.classifier = type(model.classifier)(model.config.hidden_size, 2)
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    claims = tmp_path / "claims.jsonl"
+    line = '{{"id": {i}, "label": "{label}", "claim": "Claim {i} is so."}}\n'
+    labels = ("SUPPORTS", "REFUTES")
+    claims.write_text("".join(line.format(i=i, label=labels[i % 2]) for i in range(40)))
+    words = ["--task", "fc", "--model", str(tmp_path / "bert"), "--data", str(claims)]
+    args = options(bench, monkeypatch, *words, "--classifier", "12")
+    view = bench._view(args)
+    lessons = wb.make_lessons(view, "fc", data=args.data)
+    assert view.labels == ("REFUTES", "SUPPORTS")
+    assert len(lessons.training) + len(lessons.held_out) == 28
+    taught = {f"Claim {i} is so." for i in range(12)}
+    assert not taught & {t.prompt for t in (*lessons.training, *lessons.held_out)}

@@ -415,7 +415,7 @@ def test_the_real_files_make_lessons(make_model, tokenizer, tiny, data_dir: Path
     assert not trained & {p for t in found.held_out for p in t.prompts}
     local = data_dir / "nq_open_dev.jsonl"
     nq = wb.make_lessons(tiny, "qa", data=data_dir / "zsre.json", locality="nq", local=local)
-    asked = {c.request.text for c in wb.datasets.natural_questions(local)}
+    asked = {c.request.text for c in wb.datasets.nq(local)}
     for lesson in (nq.draw(0, n_edits=1, n_local=4), *nq.validation(1, n_edits=1, n_local=4)):
         assert set(texts(lesson.local)) <= asked and all(t.endswith("?") for t in asked)
     view = verdict_view(make_model, tokenizer, ("REFUTES", "SUPPORTS"))

@@ -15,7 +15,7 @@ from workbench.datasets.generic import SCHEMAS, load_cases
 from workbench.datasets.known import known_facts
 from workbench.datasets.lifelong import hallucination, topics, zsre_stream
 from workbench.datasets.own import facts, tiny
-from workbench.datasets.questions import easyedit, natural_questions, zsre
+from workbench.datasets.questions import easyedit, zsre
 from workbench.datasets.selection import Cases, LoadReport
 from workbench.datasets.sources import SOURCES, fetch, where
 
@@ -31,10 +31,6 @@ __all__ = [
     "facts",
     "fetch",
     "fever",
-    "known_facts",
-    "load_cases",
-    "multi_counterfact",
-    "natural_questions",
     "hallucination",
     "known_facts",
     "load_cases",

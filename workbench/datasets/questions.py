@@ -1,4 +1,4 @@
-"""zsRE in MEND's schema, EasyEdit's one-rephrase, one-locality schema, and Natural Questions.
+"""zsRE in MEND's schema, and EasyEdit's one-rephrase, one-locality schema.
 
 The literature uses zsRE in two ways that cannot be compared. MEMIT (arXiv 2210.07229) writes the
 true answer and measures token accuracy, locality against the gold answer; EasyEdit (2308.07269) and
@@ -18,9 +18,9 @@ from workbench.datasets.reading import read_rows
 from workbench.datasets.selection import Cases, build, request_of, text_of
 from workbench.datasets.sources import fetch
 from workbench.errors import OptionError, RequestError, did_you_mean
-from workbench.facts import EditCase, EditRequest, Probe
+from workbench.facts import EditCase, Probe
 
-__all__ = ["easyedit", "natural_questions", "zsre"]
+__all__ = ["easyedit", "zsre"]
 
 PROTOCOLS = ("memit", "easyedit")
 
@@ -96,48 +96,6 @@ def easyedit(
         skip_bad=skip_bad,
     )
     return warn_literal(cases)
-
-
-def natural_questions(
-    path: Pathlike | None = None,
-    *,
-    limit: int | None = None,
-    case_ids: Iterable[int | str] | None = None,
-    skip_bad: bool = False,
-) -> Cases:
-    """Natural Questions (open) as cases of kind locality: what an edit should leave alone.
-
-    A question gets a capital and a question mark, and of its answers the shortest counts, as in the
-    MEND repository. Arguments and errors as :func:`zsre`; records are ``question, answer``.
-
-    Returns:
-        A list of :class:`~workbench.EditCase` whose request is the question with its true answer
-        and whose one probe asks for it; a case's id is its position in the file.
-
-    Example:
-        >>> cases = wb.datasets.natural_questions("nq_open_dev.jsonl")  # doctest: +SKIP
-    """
-    path = fetch("natural_questions") if path is None else path
-    return build(
-        read_rows(path),
-        natural_case,
-        source=str(path),
-        schema="natural_questions",
-        limit=limit,
-        case_ids=case_ids,
-        skip_bad=skip_bad,
-    )
-
-
-def natural_case(fields: dict[str, Any], index: int) -> EditCase:
-    """One record of Natural Questions as a case."""
-    asked, answers = text_of(fields, "question").strip(), fields["answer"]
-    if not isinstance(answers, list) or not answers:
-        raise RequestError(f"field 'answer' is {answers!r}; it must be a list of answers")
-    prompt = f"{asked[0].upper()}{asked[1:].rstrip('?')}?"
-    request = EditRequest(prompt=prompt, target_new=min(answers, key=len))
-    probe = Probe(prompt=prompt, target=request.target_new, kind="locality")
-    return EditCase(request=request, probes=(probe,), case_id=fields.get("case_id", index))
 
 
 def zsre_case(fields: dict[str, Any], index: int, *, protocol: str = "memit") -> EditCase:

@@ -79,7 +79,7 @@ SOURCES: dict[str, Source] = {
             "https://raw.githubusercontent.com/google-research-datasets/natural-questions/master/"
             "nq_open/NQ-open.dev.jsonl",
         ),
-        about="Natural Questions, open version; wb.datasets.natural_questions",
+        about="Natural Questions, open version; wb.datasets.nq",
     ),
     "fever": Source(
         file="fever-train.jsonl",

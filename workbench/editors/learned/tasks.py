@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.datasets import fever, natural_questions, texts, tiny
+from workbench.datasets import fever, nq, texts, tiny
 from workbench.datasets.claims import VERDICTS
 from workbench.datasets.counterfacts import Pathlike
 from workbench.editors.learned.continuations import continuations, passages, usable
@@ -285,7 +285,7 @@ def _question_lessons(view: ModelView, given: Given) -> Lessons:
     outside = None if given.validation is None else read(given.validation)
     sides = _sides(found.topics, outside, given)
     if given.locality == "nq":
-        pool = [case.request for case in natural_questions(given.local)]
+        pool = [case.request for case in nq(given.local)]
         local = divide(pool, given.held_out, given.seed)
         where = f"nq: {_place(given.local)}"
     else:
