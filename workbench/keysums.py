@@ -26,6 +26,7 @@ from torch import Tensor
 
 from workbench.atomic import write_atomically
 from workbench.errors import NumericalError
+from workbench.fingerprint import checksum_of, seal, unseal
 from workbench.layouts import DECODER
 from workbench.model import ModelView
 from workbench.progress import Bar
@@ -318,6 +319,7 @@ class _Saver:
             tensors[f"{layer}.second"] = pack(s.second).cpu()
             tensors |= {f"{layer}.{f}": getattr(s, f).cpu() for f in ("first", "even", "kept")}
         note = {"digest": self.plan.digest, "done": str(self.done)}
+        note = seal(note | {"sha256": checksum_of(tensors)})
         write_atomically(self.path, safetensors_bytes(tensors, metadata=note))
         self.saved = self.done
 
@@ -328,13 +330,16 @@ def _resume(path: Path | None, plan: Plan, layers: Sequence[int]) -> tuple[dict[
         return {}, 0
     try:
         with safe_open(path, framework="pt") as handle:
-            note = handle.metadata() or {}
+            note = unseal(handle.metadata() or {})
             if note.get("digest") != plan.digest:
                 return {}, 0
+            everything = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             names = [f"{i}.{f}" for i in layers for f in KeySums.__dataclass_fields__]
-            if not set(names) <= set(handle.keys()):
+            if note.get("sha256", "") not in ("", checksum_of(everything)):
+                raise ValueError("its sums do not match their checksum")
+            if not set(names) <= set(everything):
                 return {}, 0
-            tensors = {name: handle.get_tensor(name) for name in names}
+            tensors = {name: everything[name] for name in names}
         m = next(t.shape[0] for name, t in tensors.items() if name.endswith(".first"))
         sums = {}
         for i in layers:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import io
 import json
 import math
@@ -25,9 +24,10 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.atomic import write_atomically
+from workbench.atomic import try_lock, write_atomically
 from workbench.edits import Edit, load_edit
 from workbench.errors import BusyError, DataError, OptionError
+from workbench.fingerprint import seal, unseal
 
 __all__ = ["MOMENT_COLUMNS", "ROW_COLUMNS", "RunFolder", "is_run"]
 
@@ -92,11 +92,15 @@ class RunFolder:
         """Hold the folder; the lock goes with the process, however it ends.
 
         Raises:
-            BusyError: if another process holds it.
+            BusyError: if another process holds it. StorageError: if it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as handle:
-            _lock(handle, self.path)
+        handle = try_lock(self.path / ".lock")
+        if handle is None:
+            raise BusyError(
+                f"another process is writing the run {self.path}: wait for it, or choose another "
+                "folder."
+            )
+        with handle:
             yield
 
     def start(self, config: Mapping[str, Any], *, fresh: bool) -> bool:
@@ -128,7 +132,7 @@ class RunFolder:
                 "folder."
             )
         self._clear()
-        write_atomically(self.path / "run.json", _json(config))
+        write_atomically(self.path / "run.json", _json(seal(config)))
         return False
 
     def commit(self, batch: int, record: Mapping[str, Any], **tables: pd.DataFrame | None) -> None:
@@ -140,7 +144,7 @@ class RunFolder:
             if table is not None:
                 write_atomically(self.file(part, batch), payload)
         record = {"batch": batch, **record, "digests": digests}
-        write_atomically(self.file("batches", batch), _json(record))
+        write_atomically(self.file("batches", batch), _json(seal(record)))
 
     def set_status(self, state: str, **facts: Any) -> None:
         """Say where the run stands: running, complete, stopped, interrupted or failed."""
@@ -189,6 +193,24 @@ class RunFolder:
             found.append(record)
         return found
 
+    def all_records(self) -> list[dict[str, Any]]:
+        """As :meth:`records`, for those who read a run and do not go on with it.
+
+        Raises:
+            DataError: if a record is missing or damaged that was there once.
+        """
+        found = self.records()
+        later = [p.stem for p in self.file("batches", 0).parent.glob("*.json")]
+        ended = self.status().get("batch", 0) if self.complete else 0
+        if max([ended, *(int(n) for n in later if n.isdigit())]) >= len(found) > 0 or (
+            later and not found
+        ):
+            raise DataError(
+                f"{self.file('batches', len(found))} is missing or damaged: start the run again, "
+                "it measures this batch anew."
+            )
+        return found
+
     def table(self, part: str, record: Mapping[str, Any]) -> pd.DataFrame | None:
         """A table of a finished batch, None if it has none.
 
@@ -214,7 +236,7 @@ class RunFolder:
 
     def rows(self) -> pd.DataFrame:
         """One row a probe and moment of everything measured so far; columns of ``stream``."""
-        config, records = self.config(), self.records()
+        config, records = self.config(), self.all_records()
         table = self._joined("rows", records)
         if table is None:
             return pd.DataFrame(columns=list(ROW_COLUMNS))
@@ -231,7 +253,7 @@ class RunFolder:
 
     def moments(self) -> pd.DataFrame:
         """One row a metric and moment so far; columns of ``moments``."""
-        config, records = self.config(), self.records()
+        config, records = self.config(), self.all_records()
         table = self._joined("moments", records)
         if table is None:
             return pd.DataFrame(columns=list(MOMENT_COLUMNS))
@@ -308,6 +330,7 @@ def _short(value: Any) -> str:
 def _read_json(file: Path, problem: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        found = unseal(found) if isinstance(found, dict) else found
     except FileNotFoundError as err:
         raise DataError(f"{file.parent} {problem}: there is no {file.name}.") from err
     except (OSError, ValueError) as err:
@@ -324,15 +347,3 @@ def _json(data: Mapping[str, Any]) -> bytes:
 def _digest(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
 
-
-def _lock(handle: io.TextIOWrapper, path: Path) -> None:
-    try:
-        fcntl: Any = importlib.import_module("fcntl")
-    except ImportError:  # no such locks on this system
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-        raise BusyError(
-            f"another process is writing the run {path}: wait for it, or choose another folder."
-        ) from err

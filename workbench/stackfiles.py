@@ -21,7 +21,7 @@ def files_of(path: Path) -> list[tuple[int, Path]]:
     """
     if is_run(path):
         folder = RunFolder(path)
-        made = [r for r in folder.records() if r.get("edit")]
+        made = [r for r in folder.all_records() if r.get("edit")]
         return [(r["step"], folder.file("edits", r["batch"])) for r in made]
     try:
         listed = json.loads((path / "stack.json").read_text(encoding="utf-8"))

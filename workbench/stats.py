@@ -9,7 +9,6 @@ downloaded; a cache name made of everything the numbers depend on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,10 +24,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from workbench import places
-from workbench.atomic import write_atomically
+from workbench.atomic import sweep, write_atomically
 from workbench.corpora import Corpus, open_corpus
 from workbench.errors import DataError, OptionError, StatisticsError, StorageError
-from workbench.fingerprint import fingerprint_of
+from workbench.fingerprint import checksum_of, fingerprint_of, seal, unseal
 from workbench.keysums import KeySums, Plan, collect, pack, plan_batches, unpack
 from workbench.model import ModelView
 from workbench.secondmoments import SecondMoment, identity_moment, import_npz, require, too_few
@@ -177,6 +176,7 @@ def _compute(
     if folder is not None:
         run = recipe | {"batch_tokens": batch_tokens}
         partial = folder / f"run-{fingerprint_of(run)}.partial"
+        sweep(folder)
         _require_room(folder, estimate(view, layers, recipe["n_tokens"])["disk_bytes"])
     with view.pristine(), torch.no_grad(), torch.autocast(view.device.type, enabled=False):
         plan = _plan(view, text, recipe, batch_tokens)
@@ -292,9 +292,9 @@ def _remember(
         "n_tokens": moment.n_tokens,
         "sampling_error": moment.sampling_error,
         "model": view.name,
-        "sha256": _digest(tensors),
+        "sha256": checksum_of(tensors),
     }
-    note = {"workbench": json.dumps(manifest, sort_keys=True)}
+    note = {"workbench": json.dumps(seal(manifest), sort_keys=True)}
     write_atomically(folder / f"{name}.safetensors", safetensors_bytes(tensors, metadata=note))
     _hold(view, (str(folder), name), moment)
 
@@ -322,9 +322,9 @@ def _recall(
 def _load(path: Path, recipe: dict[str, Any]) -> SecondMoment:
     try:
         with safe_open(path, framework="pt") as handle:
-            manifest = json.loads((handle.metadata() or {})["workbench"])
+            manifest = unseal(json.loads((handle.metadata() or {})["workbench"]))
             tensors = {k: handle.get_tensor(k) for k in ("upper", "mean", "reservoir")}
-        if manifest["recipe"] != recipe or manifest["sha256"] != _digest(tensors):
+        if manifest["recipe"] != recipe or manifest["sha256"] != checksum_of(tensors):
             raise ValueError("its content does not match its manifest")
         return SecondMoment(
             layer=recipe["layer"],
@@ -336,7 +336,7 @@ def _load(path: Path, recipe: dict[str, Any]) -> SecondMoment:
             reservoir=tensors["reservoir"],
             sampling_error=manifest["sampling_error"],
         )
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as err:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         raise DataError(
             f"the statistics file {path} is damaged ({err}): delete it if this comes back."
         ) from err
@@ -349,10 +349,3 @@ def _hold(view: ModelView, key: tuple[str, str], moment: SecondMoment) -> None:
     while len(held) > 1 and len(held) * 16 * moment.d_mlp**2 > REMEMBERED_BYTES:
         del held[next(iter(held))]
 
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()

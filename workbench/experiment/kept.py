@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from workbench.atomic import write_atomically
@@ -91,7 +90,6 @@ def save_stack(view: ModelView, path: str | os.PathLike[str]) -> Path:
 def keep_stack(folder: RunFolder, step: int) -> Path:
     """Link the run's edits up to a moment into ``models/STEP``, with a list of them."""
     target = folder.path / "models" / str(step)
-    target.mkdir(parents=True, exist_ok=True)
     files = [(held, file) for held, file in files_of(folder.path) if held <= step]
     for _, file in files:
         _link(file, target / file.name)
@@ -104,8 +102,7 @@ def _link(file: Path, target: Path) -> None:
     if target.exists():
         return
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, target)
     except OSError:
-        part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        os.replace(part, target)
+        write_atomically(target, file.read_bytes())
