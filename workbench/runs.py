@@ -346,4 +346,3 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def _digest(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
-

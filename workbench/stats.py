@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
 
 from workbench import places
 from workbench.atomic import sweep, write_atomically
@@ -46,6 +45,8 @@ __all__ = [
 FORMAT = "workbench-stats/1"
 #: Raw keys kept of each layer.
 N_RESERVOIR = 512
+#: What reading a damaged file raises.
+_DAMAGE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)
 #: Bytes of moments that a view remembers, so that repeated edits neither load nor factor again.
 REMEMBERED_BYTES = 8 * 2**30
 
@@ -336,7 +337,7 @@ def _load(path: Path, recipe: dict[str, Any]) -> SecondMoment:
             reservoir=tensors["reservoir"],
             sampling_error=manifest["sampling_error"],
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as err:
+    except _DAMAGE as err:
         raise DataError(
             f"the statistics file {path} is damaged ({err}): delete it if this comes back."
         ) from err
@@ -348,4 +349,3 @@ def _hold(view: ModelView, key: tuple[str, str], moment: SecondMoment) -> None:
     held[key] = moment
     while len(held) > 1 and len(held) * 16 * moment.d_mlp**2 > REMEMBERED_BYTES:
         del held[next(iter(held))]
-

@@ -1,4 +1,4 @@
-"""A disk that fills up at any step of writing: old files stay, half ones do not, trying again works.
+"""A disk that fills up at any step of writing: old files stay, half ones go, trying again works.
 
 Everything that is kept goes through :mod:`workbench.atomic`, whose every step fails in turn. What
 other libraries write (whole models) meets a real limit on the size of files, in a process of
@@ -21,12 +21,12 @@ import streams
 from faults import BO, FullDisk, intact, parts, weights
 from ledger import Ledger, chance, times
 from test_bad_input import make
-from work import TEXTS, prepared
+from work import prepared
 
 import workbench as wb
 from workbench import atomic
 from workbench.errors import StorageError
-from workbench.experiment import open_stack, save_stack
+from workbench.experiment import save_stack
 from workbench.model import ModelView
 from workbench.stats import second_moments
 

@@ -64,9 +64,9 @@ def test_out_of_memory_in_every_phase(view: ModelView, ledger: Ledger, what: str
             if left[0] < 0:
                 raise NO_MEMORY[at % len(NO_MEMORY)]("no memory")
 
-        with ledger.fault("out of memory in a phase"), intact(view):
-            with pytest.raises(NO_MEMORY), progress_to(sink):
-                WORK[what](view)
+        kind = "out of memory in a phase"
+        with ledger.fault(kind), intact(view), pytest.raises(NO_MEMORY), progress_to(sink):
+            WORK[what](view)
     assert WORK[what](view) == expected
 
 

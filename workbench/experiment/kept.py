@@ -14,7 +14,7 @@ from workbench.patches import push_all
 from workbench.runs import RunFolder, is_run
 from workbench.stackfiles import STACK_FORMAT, files_of
 
-__all__ = ["keep_stack", "open_stack", "save_stack"]
+__all__ = ["keep_stack", "link_file", "open_stack", "save_stack"]
 
 
 def open_stack(
@@ -92,12 +92,12 @@ def keep_stack(folder: RunFolder, step: int) -> Path:
     target = folder.path / "models" / str(step)
     files = [(held, file) for held, file in files_of(folder.path) if held <= step]
     for _, file in files:
-        _link(file, target / file.name)
+        link_file(file, target / file.name)
     listed = {"format": STACK_FORMAT, "run": folder.name, "edits": [[h, f.name] for h, f in files]}
     return write_atomically(target / "stack.json", json.dumps(listed, indent=1).encode())
 
 
-def _link(file: Path, target: Path) -> None:
+def link_file(file: Path, target: Path) -> None:
     """A second name for a file, a copy where the disk knows no such thing."""
     if target.exists():
         return

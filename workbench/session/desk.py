@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from typing import Any
 import pandas as pd
 
 from workbench.comparison import Comparison, compare_steps
-from workbench.editors import EDITORS, Editor, find_editor
+from workbench.editors import Editor, find_editor
 from workbench.edits import Edit
-from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
+from workbench.errors import OptionError, WorkbenchError
 from workbench.experiment import StreamStep, stream
 from workbench.facts import EditCase, EditRequest
 from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
 from workbench.receipts import Receipt, receipt
+from workbench.runs import RunFolder
+from workbench.session.choosing import first_editor, fitting, like
 from workbench.session.files import load_edits, newest_conflicts, save_edits
-from workbench.session.resuming import Folders
+from workbench.session.keeping import Held, Keeper, Kept, sessions_dir
+from workbench.session.resuming import Folders, put_back
+from workbench.session.timeline import timeline, where
 
 __all__ = ["Session"]
 
-#: Offered first, in this order, where the model can take them.
-PREFERRED = ("ROME", "MEMIT", "FT")
 #: Watched by default in a stream, the rest on request: these cost next to nothing.
 LIGHT = {"perplexity": None, "upstream": None, "downstream": None, "hidden_shift": None}
 
@@ -40,6 +43,8 @@ class Session:
     Args:
         view: the model.
         editor: name of the editor to begin with; None takes the first that suits the model.
+        autosave: keep stack, facts and notes on disk after every change, in
+            ``WORKBENCH_HOME/sessions``; :meth:`earlier` and :meth:`restore` bring them back.
 
     Attributes:
         editor: the chosen editor.
@@ -56,7 +61,9 @@ class Session:
         >>> session.accept()
     """
 
-    def __init__(self, view: ModelView, *, editor: str | None = None) -> None:
+    def __init__(
+        self, view: ModelView, *, editor: str | None = None, autosave: bool = False
+    ) -> None:
         self.view = view
         self.cases: list[EditCase] = []
         self.preview: Edit | None = None
@@ -66,7 +73,10 @@ class Session:
         self._undone: list[Edit] = []
         self._moment: int | None = None
         self._folders = Folders()
-        self.editor: Editor = self._first(editor)
+        self._keeper = Keeper(sessions_dir(view)) if autosave else None
+        self.editor: Editor = first_editor(view)
+        if editor is not None:
+            self.choose(editor)
 
     # ------------------------------------------------------------------ what is on the desk
 
@@ -150,6 +160,7 @@ class Session:
         key = self._ids()
         if key in self.receipts:  # measured on trial, and now it stands there
             self.receipts[key] = replace(self.receipts[key], where=sides_of(self.view, -1).where)
+        self._keep()
         return edit
 
     def discard(self) -> None:
@@ -163,6 +174,7 @@ class Session:
         edit = self.view.pop()
         self._undone.append(edit)
         self.preview = self._moment = None
+        self._keep()
         return edit
 
     @property
@@ -180,7 +192,9 @@ class Session:
             raise OptionError("there is nothing to put back.")
         self.view.push(self._undone[-1])
         self.preview = self._moment = None
-        return self._undone.pop()
+        edit = self._undone.pop()
+        self._keep()
+        return edit
 
     def drop(self, entry: int, *, replay: bool = False) -> Edit:
         """Take any entry out; later ones stay as computed, or are computed again.
@@ -192,7 +206,13 @@ class Session:
         gone = self.view.replay(without=entry) if replay else self.view.drop(entry)
         self._undone.clear()
         self.preview = self._moment = None
+        self._keep()
         return gone
+
+    def note(self, edit_id: str, words: str) -> None:
+        """Write something beside an edit; the empty text takes it away."""
+        self.notes[edit_id] = words
+        self._keep()
 
     def look_at(self, moment: int | None) -> None:
         """Look at the model as it was after so many edits; None is now. Nothing changes.
@@ -213,34 +233,11 @@ class Session:
             One row an entry: ``entry, editor, prompt, target, facts, took`` (share of its facts
             that were right when it was accepted; NaN if it came by another way), ``note, id``.
         """
-        rows, ids = [], self._ids()
-        for i, edit in enumerate(self.view.stack):
-            first, known = edit.requests[0], self.receipts.get(ids[: i + 1])
-            took = float(known.took) if known is not None else float("nan")
-            rows.append(
-                (
-                    i,
-                    edit.editor,
-                    first.text,
-                    first.target_new,
-                    len(edit.requests),
-                    took,
-                    self.notes.get(edit.id, ""),
-                    edit.id,
-                )
-            )
-        names = ["entry", "editor", "prompt", "target", "facts", "took", "note", "id"]
-        return pd.DataFrame(rows, columns=names)
+        return timeline(self.view.stack, self.receipts, self.notes)
 
     def describe(self) -> str:
         """Where we are: model, number of edits, what is looked at."""
-        held, preview, moment = len(self.view.held), self.preview, self.moment
-        state = f"{held} edit{'' if held == 1 else 's'}" if held else "unedited"
-        if preview is not None:
-            state += f", preview of {preview.editor}, not applied"
-        if moment is not None:
-            state += f", looking at the moment after {moment}"
-        return f"{self.view.name} · {state}"
+        return where(self.view, self.preview, self.moment)
 
     # ------------------------------------------------------------------ long work
 
@@ -283,6 +280,7 @@ class Session:
         items, before = list(cases), self._ids()
         self.preview = self._moment = None
         folder = out or self.run_folder(items, batch_size, subset=subset, watch_all=watch_all)
+        self._keep(stream=os.fspath(folder))
         try:
             return stream(
                 folder, self.view, self.editor, items, batch_size=batch_size, subset=subset,
@@ -293,6 +291,7 @@ class Session:
         finally:
             if self._ids() != before:
                 self._undone.clear()
+            self._keep(ran=RunFolder(folder))
 
     def compare(
         self,
@@ -315,7 +314,7 @@ class Session:
             raise OptionError("choose at least two editors to compare.")
         if not self.cases:
             raise OptionError("there is no fact on the desk: type one, or load some, first.")
-        editors = {n: self._like(n) for n in names}
+        editors = {n: like(self.editor, n, self.view) for n in names}
         for found in compare_steps(self.view, editors, self.cases, generate=generate):
             on_step(found)
         return found
@@ -344,6 +343,7 @@ class Session:
         load_edits(self.view, path)
         self.preview = self._moment = None
         self._undone.clear()
+        self._keep()
         return self.view.stack[held:]
 
     def conflicts(self, newest: int) -> pd.DataFrame:
@@ -357,32 +357,65 @@ class Session:
         """
         return newest_conflicts(self.view, newest)
 
+    # ------------------------------------------------------------------ sessions that ended
+
+    def earlier(self) -> list[Kept]:
+        """Sessions with this model that ended with edits on their stack, newest first."""
+        return [] if self._keeper is None else self._keeper.ended()
+
+    def restore(self, kept: Kept) -> tuple[Edit, ...]:
+        """Go on with one of :meth:`earlier` as it last was, finished batches of a stream included.
+
+        Returns:
+            The edits, which are on the stack again.
+
+        Raises:
+            OptionError: if this session does not autosave, or the model holds edits.
+            BusyError: if it goes on elsewhere. DataError: if a file of it is damaged.
+        """
+        if self._keeper is None or self.view.stack:
+            raise OptionError(
+                f"the model holds {len(self.view.stack)} edits, or autosave is off: call "
+                "view.reset() first, or make the session with autosave=True."
+            )
+        with self._keeper.taking_over(kept.path) as held:
+            put_back(self.view, held.edits)
+        self.notes, self._undone = dict(held.notes), list(held.undone)
+        self.cases, self.preview, self._moment = list(held.cases), None, None
+        self._folders.remember(held.runs)
+        with suppress(WorkbenchError, KeyError, TypeError):  # another version's options
+            self._fit(find_editor(held.editor["name"]).from_config(held.editor["config"]))
+            self.preset = str(held.editor["preset"])
+        self._keep()
+        return held.edits
+
+    def forget(self, kept: Kept) -> None:
+        """Delete a session that ended."""
+        if self._keeper is not None:
+            self._keeper.forget(kept.path)
+
     # ------------------------------------------------------------------ inside
+
+    def _keep(self, *, stream: str | None = None, ran: RunFolder | None = None) -> None:
+        """Save what the session holds."""
+        if self._keeper is None:
+            return
+        editor = {"name": type(self.editor).__name__, "preset": self.preset}
+        held = Held(
+            edits=self.view.held,
+            undone=tuple(self._undone),
+            cases=tuple(self.cases),
+            notes=self.notes,
+            editor=editor | {"config": self.editor.config()},
+            runs=self._folders.known,
+            stream=stream,
+        )
+        self._keeper.keep(held, ran)
 
     def _ids(self) -> tuple[str, ...]:
         return tuple(e.id for e in self.view.stack)
 
     def _fit(self, editor: Editor) -> Editor:
         """Take an editor that the model can be edited with."""
-        reason = editor.unsupported(self.view)
-        if reason:
-            name = type(editor).__name__
-            raise UnsupportedEditorError(f"{name} on {self.view.name}: {reason}")
-        self.editor, self.preview = editor, None
+        self.editor, self.preview = fitting(self.view, editor), None
         return editor
-
-    def _like(self, name: str) -> Editor:
-        """The chosen editor under its own name, the default preset under another."""
-        if type(self.editor) is find_editor(name):
-            return self.editor
-        return find_editor(name).preset(self.view)
-
-    def _first(self, name: str | None) -> Editor:
-        if name is not None:
-            return self.choose(name)
-        for each in dict.fromkeys((*PREFERRED, *EDITORS)):
-            try:
-                return self.choose(each)
-            except WorkbenchError:
-                continue
-        raise UnsupportedEditorError(f"no editor can edit {self.view.name}.")

@@ -1,19 +1,22 @@
-"""Where the streams of a session lie, and which of them can go on."""
+"""How a session goes on: where its streams lie, which of them can go on, a stack put back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workbench.editors import Editor
+from workbench.edits import Edit
 from workbench.errors import DataError
 from workbench.experiment.configuration import digest
+from workbench.experiment.running import rewind
 from workbench.facts import EditCase
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.runs import RunFolder
 
-__all__ = ["Folders", "goes_on", "unwritten"]
+__all__ = ["Folders", "goes_on", "put_back", "unwritten"]
 
 
 class Folders:
@@ -21,6 +24,15 @@ class Folders:
 
     def __init__(self) -> None:
         self._known: dict[str, Path] = {}
+
+    @property
+    def known(self) -> dict[str, str]:
+        """What is streamed → its folder, JSON-ready."""
+        return {recipe: str(path) for recipe, path in self._known.items()}
+
+    def remember(self, known: Mapping[str, str]) -> None:
+        """Take over what another session knew."""
+        self._known |= {recipe: Path(path) for recipe, path in known.items()}
 
     def of(
         self,
@@ -66,3 +78,16 @@ def unwritten(view: ModelView, cases: Sequence[EditCase]) -> list[EditCase]:
     """The cases whose fact no edit on the stack has written."""
     written = {r for e in view.stack for r in e.requests}
     return [c for c in cases if c.request not in written]
+
+
+def put_back(view: ModelView, edits: Sequence[Edit]) -> None:
+    """Put edits on a stack that stood on it before; all of them or none."""
+    depth = len(view.stack)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what speaks against them was said then
+        try:
+            for edit in edits:
+                view.push(edit)
+        except BaseException:
+            rewind(view, depth)
+            raise

@@ -25,6 +25,7 @@ from workbench.session.looking import Looker
 from workbench.widgets.answers import AnswersPanel
 from workbench.widgets.codebook import CodebookPanel
 from workbench.widgets.comparing import ComparePanel
+from workbench.widgets.earlier import EarlierPanel
 from workbench.widgets.editors import EditorPanel
 from workbench.widgets.effects import EffectsPanel
 from workbench.widgets.facts import FactPanel, read_cases
@@ -76,6 +77,8 @@ class EditBench:
     Args:
         view: the model; edits it holds already are on the timeline.
         facts: put on the desk at the start; None takes a shipped one that suits the model.
+        autosave: keep the session on disk, so that a killed kernel loses nothing that was finished;
+            None does so in a live page.
 
     Attributes:
         box: the widget.
@@ -91,8 +94,13 @@ class EditBench:
     """
 
     def __init__(
-        self, view: ModelView, *, facts: Sequence[EditCase] | EditCase | None = None
+        self,
+        view: ModelView,
+        *,
+        facts: Sequence[EditCase] | EditCase | None = None,
+        autosave: bool | None = None,
     ) -> None:
+        self.autosave = not headless() if autosave is None else autosave
         self.use(view, facts)
         self.jobs = Jobs(self._working)
         self.is_quiet = False
@@ -103,6 +111,7 @@ class EditBench:
         self._failing: set[Panel] = set()
         self._later: dict[Panel, tuple[str, Callable[[], Any] | None]] = {}
         self.fact, self.editor = FactPanel(self), EditorPanel(self)
+        self.earlier = EarlierPanel(self)
         self.answers = AnswersPanel(self)
         self.tabs = tuple(make(self) for make in TABS)
         self.box = ipw.VBox(self._parts()).add_class("wb-bench")
@@ -141,7 +150,8 @@ class EditBench:
         self.tab.observe(lambda change: self.redraw(), "selected_index")
         self._working(None)
         style = ipw.HTML(STYLE)
-        return [style, self._probe, top, work, left, self.answers.box, self.tab]
+        earlier = self.earlier.box
+        return [style, self._probe, top, work, earlier, left, self.answers.box, self.tab]
 
     # ------------------------------------------------------------------ state
 
@@ -166,7 +176,7 @@ class EditBench:
     @property
     def panels(self) -> tuple[Panel, ...]:
         """Those always in sight, then the tabs."""
-        return (self.fact, self.editor, self.answers, *self.tabs)
+        return (self.earlier, self.fact, self.editor, self.answers, *self.tabs)
 
     def panel(self, name: str) -> Panel:
         """A panel by its name, such as ``stream``."""
@@ -266,7 +276,7 @@ class EditBench:
 
     def _in_sight(self) -> list[Panel]:
         front = self.tabs[self.tab.selected_index or 0]
-        return [self.fact, self.editor, self.answers, front]
+        return [self.earlier, self.fact, self.editor, self.answers, front]
 
     def _load(self) -> dict[Panel, _Tables]:
         """Tables of what is in sight; a failure is the panel's own."""
@@ -349,7 +359,7 @@ class EditBench:
 
     def use(self, view: ModelView, facts: Sequence[EditCase] | EditCase | None = None) -> None:
         """Work on a model: a new session with facts, or a shipped one, on the desk."""
-        session = Session(view)
+        session = Session(view, autosave=self.autosave)
         session.take(read_cases("facts", "", 1, view.name) if facts is None else facts)
         self.session, self.looker = session, Looker(session)
 

@@ -111,7 +111,7 @@ class TimelinePanel(Panel):
     def _noted(self, change: Any) -> None:
         edit = self._looked_at()
         if edit is not None and not self.bench.is_quiet:
-            self.session.notes[edit.id] = change["new"].strip()
+            self.session.note(edit.id, change["new"].strip())
             self.bench.later(self)
 
     def _looked_at(self) -> Any:
