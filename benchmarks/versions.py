@@ -6,8 +6,8 @@
 
 The second form makes an environment for the first one. In each a part of the suite runs: the
 contract of every editor on a Llama and of some on BERT and T5, files, the stack, tokens; and
-``workbench demo --model tiny``. A row an environment is added to the table, or takes the place of the row with the
-same versions. The bounds stand in pyproject.toml.
+``workbench demo --model tiny``. A row an environment is added to the table, or takes the place of
+the row with the same versions. The bounds stand in pyproject.toml.
 """
 
 from __future__ import annotations

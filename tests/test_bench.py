@@ -460,3 +460,27 @@ def test_the_page_stays_alive_while_an_edit_is_computed(tiny: wb.ModelView) -> N
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, page()).result()
+
+
+def test_a_session_that_ended_is_offered(bench: Any) -> None:
+    """The model holds nothing, and something is kept: one click brings it back."""
+    view, session = bench.session.view, bench.session
+    assert bench.autosave and bench.earlier.offer.layout.display == "none"
+    session.preview = session.editor.edit(view, session.cases)
+    edit = session.accept()
+    wanted = weights_digest(view)
+    session._keeper.close()
+    view.reset()
+    again = EditBench(view, facts=wb.datasets.tiny(limit=2)[1])
+    assert again.earlier.offer.layout.display == ""
+    assert "1 edit, 20" in again.earlier.said.value
+    again.earlier.restore()
+    assert [e.id for e in view.stack] == [edit.id]
+    assert weights_digest(view) == wanted and "Restored 1" in said(again.earlier)
+    assert again.earlier.offer.layout.display == "none"
+    assert again.fact.prompt.value == session.cases[0].request.text
+    again.session._keeper.close()
+    view.reset()
+    third = EditBench(view, facts=wb.datasets.tiny(limit=1))
+    third.earlier.forget_it()
+    assert third.session.earlier() == [] and third.earlier.offer.layout.display == "none"

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from workbench.errors import StorageError
 
-__all__ = ["sweep", "try_lock", "write_atomically"]
+__all__ = ["sweep", "try_lock", "write_atomically", "write_folder"]
 
 #: A part that nobody wrote to for so long belongs to a process that died, seconds.
 STALE_SECONDS = 3600.0
@@ -29,8 +33,7 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
         StorageError: naming the path and the reason; the old file, if any, is intact.
     """
     path = Path(path)
-    # threads of one process may write one file at once, and must not share a part
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as handle:
@@ -47,6 +50,39 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return path
+
+
+def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
+    """Have a folder filled beside ``path``, and move what is in it into place when it is whole.
+
+    Args:
+        path: the folder; files of the same names in it are replaced, others stay.
+        write: fills the folder it is given.
+
+    Raises:
+        StorageError: naming the path and the reason; files that were there are intact.
+    """
+    path = Path(path)
+    part = _part(path)
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        path.mkdir(exist_ok=True)
+        for file in sorted(part.iterdir()):
+            os.replace(file, path / file.name)
+    except (OSError, SafetensorError) as err:
+        raise StorageError(
+            f"could not write {path}: {getattr(err, 'strerror', None) or err}. Free some space or "
+            "choose another folder; nothing was changed."
+        ) from err
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def _part(path: Path) -> Path:
+    """Where to write first; threads may write one file at once, and must not share a part."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
 
 
 def sweep(folder: Path) -> None:

@@ -203,8 +203,8 @@ def _grow(
         for chunk in range(have, n_chunks):
             ids = torch.cat([ids, _write_chunk(view, length, recipe["seed"], chunk, bar)])
             if path is not None:
-                note = {"workbench": json.dumps(recipe, sort_keys=True)}
-                note |= {"sha256": checksum_of({"ids": ids})}
+                told = recipe | {"sha256": checksum_of({"ids": ids})}
+                note = {"workbench": json.dumps(told, sort_keys=True)}
                 write_atomically(path, safetensors_bytes({"ids": ids}, metadata=note))
     return ids
 
@@ -216,8 +216,9 @@ def _kept_text(path: Path | None, length: int) -> Int[Tensor, "rows pos"]:
     try:
         with safe_open(path, framework="pt") as handle:
             ids = handle.get_tensor("ids")
-            wanted = (handle.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError):
+            note = json.loads((handle.metadata() or {}).get("workbench", "{}"))
+        wanted = note.get("sha256")
+    except (SafetensorError, OSError, ValueError, AttributeError):
         return nothing  # damaged: the same text is sampled again from its seed
     if wanted not in (None, checksum_of({"ids": ids})):
         return nothing

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.adapters import Gates, HookLayer
+from workbench.atomic import write_folder
 from workbench.beside import Beside
 from workbench.capabilities import Capabilities, get_module, orient
 from workbench.edits import Edit
@@ -364,14 +365,15 @@ class ModelView:
 
         Raises:
             OptionError: if adapters stand on the stack; plain files cannot hold them.
+            StorageError: if they cannot be written; older files of these names are intact.
         """
         if self.adapted:
             raise OptionError(
                 f"layers {list(self.adapted)} have hook layers or memories, which plain model "
                 "files cannot hold: save the edits (edit.save) instead, or pop them first."
             )
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        parts = (self.model, self.tokenizer)
+        write_folder(path, lambda folder: [each.save_pretrained(folder) for each in parts])
 
     # ------------------------------------------------------------------ internals of the stack
 

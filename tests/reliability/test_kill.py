@@ -100,15 +100,17 @@ def one_step(now: str, before: str) -> bool:
 
 def test_while_files_are_saved(processes: Any, model: Path, ledger: Ledger, tmp_path: Path) -> None:
     view, luck = lives.view_of(str(model)), chance("saving")
-    edits = {lives.make("FT").edit(view, r).id for r in firsts(lives.requests(0), 3)}
+    written = {r.target_new for r in firsts(lives.requests(0), 3)}
     for n in range(times(5, 60)):
         process = lives.start(processes, lives.saving, str(model), str(tmp_path), n)
         with ledger.fault("kill -9 while saving"):
             lives.kill(process, luck.uniform(0, 0.5))
             if (tmp_path / "edit.safetensors").exists():
-                assert wb.load_edit(tmp_path / "edit.safetensors").id in edits
+                (request,) = wb.load_edit(tmp_path / "edit.safetensors").requests
+                assert request.target_new in written
             if (tmp_path / "stack" / "stack.json").exists():
-                assert {e.id for e in open_stack(tmp_path / "stack", view)} <= edits
+                (edit,) = open_stack(tmp_path / "stack", view)
+                assert edit.requests[0].target_new in written
                 view.reset()
 
 

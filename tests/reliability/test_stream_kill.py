@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import streams
+from ledger import Ledger
 
 import workbench as wb
 from workbench.runs import RunFolder
@@ -50,19 +51,25 @@ def undisturbed(processes: Any, tmp_path_factory: Any) -> tuple[Path, float]:
 
 @pytest.mark.parametrize("how", ["at any time", "around a write"])
 def test_ten_kills_leave_no_trace(
-    processes: Any, undisturbed: tuple[Path, float], tmp_path: Path, how: str
+    processes: Any,
+    undisturbed: tuple[Path, float],
+    ledger: Ledger,
+    tmp_path: Path,
+    how: str,
 ) -> None:
     calm, seconds = undisturbed
     out, chance, deaths = tmp_path / "killed", random.Random(7), 0
     while deaths < DEATHS:
         process, _ = start(processes, out, chance.randint(1, 12) if how != "at any time" else None)
-        if how == "at any time":
-            time.sleep(chance.uniform(0, seconds / 4))
-            os.kill(process.pid, signal.SIGKILL)
-        process.join(120)
-        if process.exitcode == 0:  # the end came first: what is left to kill?
-            break
-        assert process.exitcode == -signal.SIGKILL
+        with ledger.fault("kill -9 while streaming"):
+            if how == "at any time":
+                time.sleep(chance.uniform(0, seconds / 4))
+                os.kill(process.pid, signal.SIGKILL)
+            process.join(120)
+            if process.exitcode == 0:  # the end came first: what is left to kill?
+                break
+            assert process.exitcode == -signal.SIGKILL
+            assert not deaths or RunFolder(out).config()
         deaths += 1
     assert deaths >= 5, "the run was over before it was killed often enough"
     process, _ = start(processes, out, None)
