@@ -120,12 +120,12 @@ def saving(ready: Any, model: str, home: str, seed: int) -> None:
             wb.save_stack(view, Path(home) / "stack")
 
 
-def statistics(ready: Any, model: str, home: str, seed: int) -> None:
-    """A pass that saves its sums after every batch."""
+def resumed(ready: Any, model: str, home: str, seed: int, what: str) -> None:
+    """Work that goes on where it was killed; it saves as often as it can."""
     keysums.CHECKPOINT_SECONDS, keysums.CHECKPOINT_SHARE = 0.0, 1e9
     view = view_of(model)
     ready.set()
-    key_statistics(view, Path(home))
+    RESUMED[what](view, Path(home))
 
 
 def key_statistics(view: wb.ModelView, home: Path) -> Any:
@@ -134,6 +134,10 @@ def key_statistics(view: wb.ModelView, home: Path) -> Any:
         view, [1, 3], batch_tokens=32, sequence_length=32, cache=home, **options
     )
     return [(m.matrix.tolist(), m.reservoir.tolist(), m.sampling_error) for m in found.values()]
+
+
+#: What → work that is kept in a folder and, killed and started again, ends with the same result.
+RESUMED: dict[str, Callable[[wb.ModelView, Path], Any]] = {"key statistics": key_statistics}
 
 
 def fetching(ready: Any, package: str, home: str, seed: int) -> None:

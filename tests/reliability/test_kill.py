@@ -118,26 +118,25 @@ def firsts(items: Any, n: int) -> list[Any]:
     return [next(items) for _ in range(n)]
 
 
-def test_while_statistics_are_taken(
-    processes: Any, model: Path, ledger: Ledger, tmp_path: Path
+@pytest.mark.parametrize("what", lives.RESUMED)
+def test_while_it_goes_on(
+    processes: Any, model: Path, ledger: Ledger, tmp_path: Path, what: str
 ) -> None:
-    """Killed again and again, the pass goes on, and ends with the same bits."""
-    view, luck = lives.view_of(str(model)), chance("statistics")
+    """Killed again and again, it ends with the same bits."""
+    view, luck, work = lives.view_of(str(model)), chance(what), lives.RESUMED[what]
     began = time.perf_counter()
-    wanted = lives.key_statistics(view, tmp_path / "calm")
+    wanted = work(view, tmp_path / "calm")
     seconds = time.perf_counter() - began
-    deaths = 0
-    while deaths < times(4, 50):
-        home = tmp_path / str(deaths // 10)
-        process = lives.start(processes, lives.statistics, str(model), str(home), 0)
-        with ledger.fault("kill -9 while statistics are taken"):
+    for n in range(times(4, 50)):
+        home = tmp_path / str(n // 10)
+        process = lives.start(processes, lives.resumed, str(model), str(home), 0, what)
+        with ledger.fault(f"kill -9 during {what}"):
             lives.kill(process, luck.uniform(0, seconds))
-        deaths += 1
-        if deaths % 10 in (0, 4):
+        if n % 10 in (3, 9):
             age(home) if home.is_dir() else None
-            view.cache.pop("stats", None)
+            view.cache.clear()
             with intact(view):
-                assert lives.key_statistics(view, home) == wanted
+                assert work(view, home) == wanted
             assert parts(home) == [] and not list(home.glob("*.partial"))
 
 
