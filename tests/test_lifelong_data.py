@@ -103,10 +103,21 @@ def test_the_published_stream_takes_ten_rewordings(tmp_path: Path) -> None:
     assert not any(t.startswith("1 in words") for t in everything)
 
 
+def test_nq_takes_the_shortest_answer(tmp_path: Path) -> None:
+    rows = [{"question": "who was it", "answer": ["Ann of Bee", "Ann"]}]
+    case = wb.datasets.nq(write(tmp_path / "n.jsonl", rows), template="Q: {}")[0]
+    assert (case.request.prompt, case.request.target_new) == ("Q: Who was it?", "Ann")
+    assert case.all_probes[-1].kind == "upstream"
+    published = write(tmp_path / "n.json", {"questions": ["Why?"], "answers": ["So"]})
+    assert wb.datasets.nq(published)[0].request.prompt == "Why?"
+    with pytest.raises(DataError, match="questions"):
+        wb.datasets.nq(write(tmp_path / "b.json", {"questions": []}))
+
+
 def test_without_a_path_they_say_where_the_data_are(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-    for load in (wb.datasets.topics, wb.datasets.hallucination):
-        with pytest.raises(FetchError, match="by hand"):
+    for load in (wb.datasets.topics, wb.datasets.hallucination, wb.datasets.nq):
+        with pytest.raises(FetchError, match="by hand|pass its path to the loader"):
             load()
     with pytest.raises(OptionError, match="template="):
         wb.datasets.zsre_stream(template="no slot")
@@ -129,7 +140,6 @@ def test_tasks_of_the_real_data(data_dir: Path, tiny: wb.ModelView) -> None:
         "facts",
     }
     answers = wb.load("tiny-t5", device="cpu")
-    assert asked.upstream["nq"][0].prompt.startswith("Question: When was")
     plain = wb.tasks.zsre_task(
         answers, data_dir / "zsre.json", data_dir / "nq_open_dev.jsonl", limit=2, upstream=5
     )

@@ -364,16 +364,14 @@ class ModelView:
         """Save the edited model and its tokenizer as plain transformers files.
 
         Raises:
-            OptionError: if adapters stand on the stack; plain files cannot hold them.
-            StorageError: if they cannot be written; older files of these names are intact.
+            OptionError: for adapters. StorageError: if the disk is full; old files are intact.
         """
         if self.adapted:
             raise OptionError(
                 f"layers {list(self.adapted)} have hook layers or memories, which plain model "
                 "files cannot hold: save the edits (edit.save) instead, or pop them first."
             )
-        parts = (self.model, self.tokenizer)
-        write_folder(path, lambda folder: [each.save_pretrained(folder) for each in parts])
+        write_folder(path, lambda to: [m.save_pretrained(to) for m in (self.model, self.tokenizer)])
 
     # ------------------------------------------------------------------ internals of the stack
 

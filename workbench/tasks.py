@@ -71,7 +71,7 @@ def zsre_task(
     Args:
         view: a decoder (asked ``Question: ... Answer:``; facts of the shipped set that the model
             knows are kept, too) or an encoder-decoder.
-        zsre, nq: paths, as :func:`workbench.datasets.zsre_stream` and ``natural_questions`` take
+        zsre, nq: paths, as :func:`workbench.datasets.zsre_stream` and ``nq`` take
             them.
         limit: at most so many cases.
         upstream: so many probes of each set.
@@ -82,7 +82,7 @@ def zsre_task(
     """
     template = ASKED if view.kind == DECODER else "{}"
     cases = datasets.zsre_stream(zsre, template=template, limit=limit, seed=seed)
-    kept = {"nq": _asked(datasets.natural_questions(nq, limit=upstream), template)}
+    kept = {"nq": _asked(datasets.nq(nq, limit=upstream), template)}
     if view.kind == DECODER:
         kept["facts"] = _known(view, cases, upstream)
     return Task(name="zsre", kind="qa", cases=cases, upstream=kept)

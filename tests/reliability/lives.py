@@ -25,6 +25,7 @@ import streams
 import torch
 from faults import ANNA, BO, weights
 from test_bad_input import make
+from work import trained
 
 import workbench as wb
 from workbench import keysums, places
@@ -137,7 +138,10 @@ def key_statistics(view: wb.ModelView, home: Path) -> Any:
 
 
 #: What → work that is kept in a folder and, killed and started again, ends with the same result.
-RESUMED: dict[str, Callable[[wb.ModelView, Path], Any]] = {"key statistics": key_statistics}
+RESUMED: dict[str, Callable[[wb.ModelView, Path], Any]] = {
+    "key statistics": key_statistics,
+    "training": trained,
+}
 
 
 def fetching(ready: Any, package: str, home: str, seed: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import streams
 from faults import intact
+from learned import untrained
 from ledger import FULL, Ledger, chance, times
 from test_fetch import FakePip, package, pinned  # noqa: F401 - fixtures
 from work import prepared
@@ -24,6 +25,7 @@ from work import prepared
 import workbench as wb
 from workbench import fetch
 from workbench.datasets import sources
+from workbench.editors.learned.files import read_trained
 from workbench.errors import DataError, WorkbenchError
 from workbench.experiment import open_stack, save_stack
 from workbench.model import ModelView
@@ -138,6 +140,13 @@ KINDS: dict[str, Kind] = {
     ),
     "half-done statistics": Kind(half_done, "*.partial", gone_on),
     "a kept session": Kind(kept, "**/*", restored, ("workbench-session/1", "workbench-session/9")),
+    "a trained editor": Kind(
+        lambda v, d: shutil.copy(untrained("MEND", v), d / "mend.safetensors"),
+        "*",
+        lambda v, d: {
+            k: t.tolist() for k, t in read_trained(d / "mend.safetensors")[0].tensors.items()
+        },
+    ),
     "a run": Kind(run, "**/*", tables, ("workbench-run/1", "workbench-run/9")),
 }
 
@@ -150,6 +159,7 @@ def view(make_view: Any) -> ModelView:
 @pytest.mark.parametrize("what", KINDS)
 def test_damaged_files(view: ModelView, ledger: Ledger, what: str, tmp_path: Path) -> None:
     kind = KINDS[what]
+    (tmp_path / "whole").mkdir()
     kind.write(view, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "calm")
     wanted = kind.read(view, tmp_path / "calm")

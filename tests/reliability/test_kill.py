@@ -14,6 +14,7 @@ from typing import Any
 
 import lives
 import pytest
+import torch
 from faults import intact, parts, weights
 from ledger import Ledger, chance, times
 from test_fetch import package  # noqa: F401 - a fixture
@@ -118,6 +119,16 @@ def firsts(items: Any, n: int) -> list[Any]:
     return [next(items) for _ in range(n)]
 
 
+@pytest.fixture
+def one_thread() -> Any:
+    """As in the processes: the last bits of a sum depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("what", lives.RESUMED)
 def test_while_it_goes_on(
     processes: Any, model: Path, ledger: Ledger, tmp_path: Path, what: str

@@ -10,8 +10,7 @@ import pytest
 import torch
 from faults import ANNA, BO, NO_MEMORY, OutOfMemory, intact, left_behind, state
 from ledger import FULL, Ledger, chance, times
-from test_bad_input import make
-from work import WORK, prepared
+from work import WORK, editor_of, prepared
 
 from workbench.editors import EDITORS
 from workbench.errors import NumericalError, WorkbenchError
@@ -77,7 +76,7 @@ def test_weights_that_are_no_numbers(make_view: Any, ledger: Ledger, name: str) 
     A parameter that the prompts do not touch may hold anything.
     """
     view, luck = make_view("llama"), chance(name)
-    editor = make(name)
+    editor = editor_of(name, view)
     matrices = [p for p in view.model.parameters() if p.ndim == 2]
     for n in range(times(3, 25)):
         weight = luck.choice(matrices)
@@ -103,15 +102,15 @@ def test_two_views_in_one_process(make_view: Any, ledger: Ledger) -> None:
         name = luck.choice([*EDITORS])
         with ledger.fault("two views in one process"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            edit = make(name).edit(one, BO)
-            assert make(name).edit(alone, BO).id == edit.id
+            edit = editor_of(name, one).edit(one, BO)
+            assert editor_of(name, alone).edit(alone, BO).id == edit.id
             try:
                 with OutOfMemory(luck.randint(1, 40)):
                     one.push(edit)
             except NO_MEMORY + (WorkbenchError,):
                 one.push(edit)
             assert state(other) == before and left_behind(other) == []
-            assert make(name).edit(other, BO).id == edit.id
+            assert editor_of(name, other).edit(other, BO).id == edit.id
             one.reset()
             assert state(one)[0] == before[0] and left_behind(one) == []
             alone.cache.clear() if n % 3 == 0 else None

@@ -69,7 +69,8 @@ def test_ten_kills_leave_no_trace(
             if process.exitcode == 0:  # the end came first: what is left to kill?
                 break
             assert process.exitcode == -signal.SIGKILL
-            assert not deaths or RunFolder(out).config()
+            if (out / "run.json").is_file():  # what is there can be read, half-way too
+                assert RunFolder(out).rows() is not None
         deaths += 1
     assert deaths >= 5, "the run was over before it was killed often enough"
     process, _ = start(processes, out, None)

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from faults import ANNA, BO
+from learned import LEARNED, SETTINGS, few_lessons, untrained
 from test_bad_input import make
+from test_learned import QUICK
 
 import workbench as wb
-from workbench.editors import EDITORS
+from workbench.editors import EDITORS, Editor
+from workbench.editors.learned.files import read_trained
 from workbench.model import ModelView
 from workbench.stats import second_moments
 
@@ -29,15 +32,23 @@ TEXTS = [
 
 def prepared(view: ModelView) -> ModelView:
     """Two edits on the stack, so that there is something to lose."""
+    for name in LEARNED:
+        untrained(name, view)  # for the model as it came
     for i, request in enumerate((BO, ANNA)):
         if len(view.stack) <= i:
             view.push(make("FT").edit(view, replace(request, target_new="Oslo")))
     return view
 
 
+def editor_of(name: str, view: ModelView) -> Editor:
+    """A small editor of each kind."""
+    cls: Any = EDITORS[name]
+    return cls(weights=str(untrained(name, view))) if name in LEARNED else make(name)
+
+
 def edit(name: str, view: ModelView) -> str:
     view.cache.pop("rewound", None)  # NSE keeps what it finished: it would do less next time
-    return make(name).edit(view, [BO, ANNA]).id
+    return editor_of(name, view).edit(view, [BO, ANNA]).id
 
 
 def pushed(name: str, view: ModelView) -> Any:
@@ -85,6 +96,14 @@ def statistics(view: ModelView) -> Any:
 def shown(view: ModelView) -> Any:
     with view.at(1), view.pristine():
         return wb.score(view, CASES)["nll_target"].sum()
+
+
+def trained(view: ModelView, folder: Path) -> Any:
+    """A few steps of training, from wherever an earlier one in this folder got to."""
+    path = folder / "mend.safetensors"
+    mend: Any = EDITORS["MEND"]
+    mend.train(view, few_lessons(view), out=path, steps=6, seed=0, **QUICK, **SETTINGS["MEND"])
+    return {k: t.tolist() for k, t in read_trained(path)[0].tensors.items()}
 
 
 #: What → work on a view that holds two edits; what it returns is the same every time.

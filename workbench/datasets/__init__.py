@@ -13,7 +13,7 @@ from workbench.datasets.counterfacts import counterfact, multi_counterfact
 from workbench.datasets.downstream import TASKS, TaskItem, task_items
 from workbench.datasets.generic import SCHEMAS, load_cases
 from workbench.datasets.known import known_facts
-from workbench.datasets.lifelong import hallucination, topics, zsre_stream
+from workbench.datasets.lifelong import hallucination, nq, topics, zsre_stream
 from workbench.datasets.own import facts, tiny
 from workbench.datasets.questions import easyedit, zsre
 from workbench.datasets.selection import Cases, LoadReport
@@ -35,6 +35,7 @@ __all__ = [
     "known_facts",
     "load_cases",
     "multi_counterfact",
+    "nq",
     "snippets",
     "task_items",
     "texts",

@@ -1,4 +1,4 @@
-"""The data of GRACE's lifelong tasks: topics of court cases, hallucinations, streams of questions.
+"""The data of GRACE's lifelong tasks: topics of court cases, hallucinations, questions, NQ.
 
 Streams in the order in which mistakes would come (arXiv 2211.11031; spec memory-and-meta 3). A
 request says what is right; whether the model errs is for the run to find out. Departures from the
@@ -24,7 +24,7 @@ from workbench.datasets.sources import fetch
 from workbench.errors import DataError, OptionError, RequestError, did_you_mean
 from workbench.facts import EditCase, EditRequest, Probe
 
-__all__ = ["hallucination", "topics", "zsre_stream"]
+__all__ = ["hallucination", "nq", "topics", "zsre_stream"]
 
 TOPIC_PARTS = ("train", "upstream", "edits")
 #: Terms from which on a court case is held out, and from which on it is in the stream.
@@ -180,6 +180,45 @@ def zsre_stream(
     )
 
 
+def nq(
+    path: Pathlike | None = None,
+    *,
+    template: str = "{}",
+    limit: int | None = None,
+    case_ids: Iterable[int | str] | None = None,
+    skip_bad: bool = False,
+) -> Cases:
+    """Natural Questions, as what a model shall not forget.
+
+    Args:
+        path: records ``question, answer`` (one or a list; the shortest counts), or as published a
+            ``.json`` with lists ``questions`` and ``answers``; None fetches the
+            open version's development questions once.
+        template: as in :func:`zsre_stream`.
+        limit, case_ids, skip_bad: as in :func:`zsre`; a case's id is its position in the file.
+
+    Returns:
+        Cases with one probe of kind ``upstream``; questions begin with a capital letter and end
+        with a question mark.
+
+    Raises:
+        DataError, FetchError, OptionError: as :func:`~workbench.datasets.counterfact`.
+
+    Example:
+        >>> cases = wb.datasets.nq("nq_open_dev.jsonl", limit=200)  # doctest: +SKIP
+    """
+    path = Path(fetch("natural_questions") if path is None else path).expanduser()
+    return build(
+        _question_rows(path),
+        partial(_upstream, template=template),
+        source=str(path),
+        schema="nq",
+        limit=limit,
+        case_ids=case_ids,
+        skip_bad=skip_bad,
+    )
+
+
 # ---------------------------------------------------------------------- topics
 
 
@@ -278,6 +317,34 @@ def _question(
     if request.subject is None:
         tags["literal"] = True
     return EditCase(request=request, probes=tuple(probes), case_id=fields["case_id"], tags=tags)
+
+
+def _question_rows(path: Path) -> list[Row]:
+    if path.suffix != ".json":
+        return read_rows(path)
+    try:
+        held = json.loads(read_text(path))
+        if isinstance(held, list):
+            return read_rows(path)
+        pairs = list(zip(held["questions"], held["answers"], strict=True))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no file of questions ({error!r}): it must hold records with question and "
+            "answer, or lists questions and answers of one length."
+        ) from error
+    return [
+        Row(i, f"question {i + 1}", {"question": q, "answer": a}) for i, (q, a) in enumerate(pairs)
+    ]
+
+
+def _upstream(fields: dict[str, Any], index: int, *, template: str) -> EditCase:
+    question = text_of(fields, "question").strip()
+    question = question[0].upper() + question[1:].removesuffix("?") + "?"
+    answers = fields["answer"] if isinstance(fields["answer"], list) else [fields["answer"]]
+    answer = min((str(a).strip() for a in answers), key=len)
+    request = EditRequest(prompt=template.replace("{}", question), target_new=answer)
+    probe = Probe(prompt=request.text, target=answer, kind="upstream")
+    return EditCase(request=request, probes=(probe,), case_id=fields.get("case_id", index))
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:

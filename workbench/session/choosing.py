@@ -1,12 +1,15 @@
-"""Which editor a session works with."""
+"""What a session works with: its editor and its facts."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from workbench.editors import EDITORS, Editor, find_editor
-from workbench.errors import UnsupportedEditorError, WorkbenchError
+from workbench.errors import OptionError, UnsupportedEditorError, WorkbenchError
+from workbench.facts import EditCase, EditRequest
 from workbench.model import ModelView
 
-__all__ = ["first_editor", "fitting", "like"]
+__all__ = ["cases_of", "first_editor", "fitting", "like"]
 
 #: Offered first, in this order, where the model can take them.
 PREFERRED = ("ROME", "MEMIT", "FT")
@@ -41,3 +44,19 @@ def first_editor(view: ModelView) -> Editor:
         except WorkbenchError:
             continue
     raise UnsupportedEditorError(f"no editor can edit {view.name}.")
+
+
+def cases_of(facts: Any) -> list[EditCase]:
+    """One fact or several, each with the probes that judge it.
+
+    Raises:
+        OptionError: if there is none, or something else.
+    """
+    items = [facts] if isinstance(facts, EditCase | EditRequest) else list(facts)
+    cases = [
+        EditCase(request=x, case_id=i) if isinstance(x, EditRequest) else x
+        for i, x in enumerate(items)
+    ]
+    if not cases or not all(isinstance(c, EditCase) for c in cases):
+        raise OptionError("take needs at least one EditRequest or EditCase.")
+    return cases

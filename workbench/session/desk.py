@@ -25,7 +25,7 @@ from workbench.inspectors.sides import sides_of
 from workbench.model import ModelView
 from workbench.receipts import Receipt, receipt
 from workbench.runs import RunFolder
-from workbench.session.choosing import first_editor, fitting, like
+from workbench.session.choosing import cases_of, first_editor, fitting, like
 from workbench.session.files import load_edits, newest_conflicts, save_edits
 from workbench.session.keeping import Held, Keeper, Kept, sessions_dir
 from workbench.session.resuming import Folders, put_back
@@ -117,15 +117,8 @@ class Session:
         Raises:
             OptionError: if there is none, or something else.
         """
-        items = [facts] if isinstance(facts, EditCase | EditRequest) else list(facts)
-        cases = [
-            EditCase(request=x, case_id=i) if isinstance(x, EditRequest) else x
-            for i, x in enumerate(items)
-        ]
-        if not cases or not all(isinstance(c, EditCase) for c in cases):
-            raise OptionError("take needs at least one EditRequest or EditCase.")
-        self.cases, self.preview = cases, None
-        return cases
+        self.cases, self.preview = cases_of(facts), None
+        return self.cases
 
     # ------------------------------------------------------------------ dry run, accept, discard
 
@@ -310,10 +303,9 @@ class Session:
         Raises:
             OptionError: for fewer than two editors, or no facts.
         """
-        if len(names) < 2:
-            raise OptionError("choose at least two editors to compare.")
-        if not self.cases:
-            raise OptionError("there is no fact on the desk: type one, or load some, first.")
+        if len(names) < 2 or not self.cases:
+            what = "two editors" if len(names) < 2 else "one fact on the desk"
+            raise OptionError(f"choose at least {what} to compare.")
         editors = {n: like(self.editor, n, self.view) for n in names}
         for found in compare_steps(self.view, editors, self.cases, generate=generate):
             on_step(found)
