@@ -83,6 +83,9 @@ def test_facts_are_enough_and_originals_come_first(tmp_path):
 def test_a_study_runs_records_and_is_not_run_twice(record):
     table = record.table().set_index("run")
     assert list(table.index) == ["unedited", "MEMIT", "FT"]
+    early = record.table(at=3)
+    assert early["run"].tolist() == ["MEMIT", "FT"] and set(early["facts"]) == {3}
+    assert list(table["facts"]) == [6, 6, 6] and record.table(at=2).empty
     assert table.loc["MEMIT", "efficacy exact"] == 100 > table.loc["unedited", "efficacy exact"]
     assert list(record.runs["facts"]) == [6, 6] and list(record.runs["at once"]) == [3, 3]
     assert {"target", "foil"}.isdisjoint(record.rows)  # no texts

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p for d in ("tutorials", "notebooks") for p in (ROOT / d).glob("*.ipynb"))
 #: Small parameters, by notebook; ``model`` is set to tiny where a notebook has it.
 SMALL: dict[str, dict[str, Any]] = {}
-MAX_BYTES, MAX_LINES, MAX_SECONDS = 500_000, 12, 60
+MAX_BYTES, MAX_LINES = 500_000, 12
+#: A guard against hanging, not a measurement: each takes well under a minute on two free cores.
+HANGS_SECONDS = 400
 #: Tutorials that build a method themselves: they define functions, in somewhat longer cells.
 FROM_SCRATCH = [p for p in NOTEBOOKS if re.match(r"0[2-9]_", p.name)]
 MAX_LINES_FROM_SCRATCH = 26
@@ -145,7 +147,7 @@ def test_schematics_are_attached_as_pictures(path):
 
 @each
 @pytest.mark.slow
-@pytest.mark.timeout(MAX_SECONDS)
+@pytest.mark.timeout(HANGS_SECONDS)
 def test_it_runs_on_tiny(path, tmp_path):
     copy = tmp_path / path.parent.name / path.name
     copy.parent.mkdir()

@@ -47,9 +47,9 @@ def study(
     return STUDIES[name][setting].changed(model=model, edits=edits, batch=batch)
 
 
-def _coach(layers: int) -> Trial:
+def _coach(layers: int, edits: int | None = None) -> Trial:
     name = "CoachHook, 1 layer" if layers == 1 else f"CoachHook, {layers} layers"
-    return Trial(name=name, editor="CoachHook", options={"n_layers": layers})
+    return Trial(name=name, editor="CoachHook", options={"n_layers": layers}, edits=edits)
 
 
 _MEMIT = Trial(name="MEMIT", editor="MEMIT")
@@ -67,9 +67,9 @@ _SEQUENTIAL = (
     _FT,
     Trial(name="NSE, no rewinding", editor="NSE", options={"rewind": False}),
     Trial(name="MEMIT, RECT", editor="MEMIT", options={"rect": 0.4}),
-    _coach(1),
+    _coach(1, edits=100),
     Trial(name="EMMET accumulated", editor="EMMET", options={"accumulate": True}),
-    _coach(2),
+    _coach(2, edits=100),
     _ROME,
 )
 _NSE = Study(
@@ -87,7 +87,7 @@ _COACH = replace(
     _NSE,
     name="coachhook_consecutive",
     papers=("CoachHook",),
-    trials=(_coach(4), _coach(2), _coach(1), _MEMIT, _ROME, _FT),
+    trials=(_coach(4), _coach(2, edits=100), _coach(1, edits=100), _MEMIT, _ROME, _FT),
 )
 _FORGETTING = Study(
     name="forgetting_curves",
@@ -112,7 +112,9 @@ _FORGETTING = Study(
 
 def _in_paper(study: Study, **changes: object) -> Study:
     """A study with the papers' presets, and no record."""
-    trials = tuple(replace(t, preset="paper" if t.common else "default") for t in study.trials)
+    trials = tuple(
+        replace(t, preset="paper" if t.common else "default", edits=None) for t in study.trials
+    )
     return replace(study, setting="paper", trials=trials, folder="", **changes)  # type: ignore[arg-type]
 
 

@@ -66,22 +66,29 @@ class Record:
             configs={n: self.configs[n] for n in names},
         )
 
-    def table(self) -> pd.DataFrame:
+    def table(self, *, at: int | None = None) -> pd.DataFrame:
         """One row a trial, measured on everything it edited at its end.
 
+        Args:
+            at: measured after so many facts instead; trials that were not measured then are left
+                out, and so is the unedited model, which was measured on all facts.
+
         Returns:
-            ``run``; for each kind ``KIND success`` (target beats foil) and ``KIND exact`` (target
-            is arg-max), % over facts; ``edit retention`` (% of the facts right just after their
-            edit that are right at the end), ``upstream retention`` (% of answers to facts nobody
-            edited that are as before), ``perplexity ratio`` (to the unedited model), ``sst2
-            accuracy``, ``seconds an edit``, ``peak MiB``. The unedited model comes first.
+            ``run, facts``; for each kind ``KIND success`` (target beats foil) and ``KIND exact``
+            (target is arg-max), % over facts; ``edit retention`` (% of the facts right just
+            after their edit that are right now), ``upstream retention`` (% of answers to facts
+            nobody edited that are as before), ``perplexity ratio`` (to the unedited model),
+            ``sst2 accuracy``, ``seconds an edit``, ``peak MiB``. The unedited model comes first.
         """
-        rows = []
-        if len(self.unedited):
-            rows.append({"run": "unedited", **_shares(self.unedited)})
+        rows: list[dict[str, Any]] = []
+        if len(self.unedited) and at is None:
+            facts = self.unedited["case_id"].nunique()
+            rows.append({"run": "unedited", "facts": facts, **_shares(self.unedited)})
         for name in self.configs:
-            mine = _pick(self.rows, (name,))
-            rows.append({"run": name, **_end(mine, _pick(self.moments, (name,)))})
+            mine, watched = (_pick(t, (name,)) for t in (self.rows, self.moments))
+            step = int(mine["step"].max()) if at is None else at
+            if _measured_everything(mine, step):
+                rows.append({"run": name, "facts": step, **_measures(mine, watched, step)})
         return pd.DataFrame(rows)
 
 
@@ -170,19 +177,26 @@ def _shares(table: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def _end(rows: pd.DataFrame, moments: pd.DataFrame) -> dict[str, float]:
-    last = rows["step"].max()
+def _measured_everything(rows: pd.DataFrame, step: int) -> bool:
+    """Whether every fact held at a step was asked then."""
+    asked = rows[(rows["step"] == step) & (rows["edit_step"] <= step)]["case_id"].nunique()
+    return asked == rows[rows["edit_step"] <= step]["case_id"].nunique() > 0
+
+
+def _measures(rows: pd.DataFrame, moments: pd.DataFrame, step: int) -> dict[str, float]:
     own = rows[rows["kind"] == "efficacy"]
     learned = own[(own["step"] == own["edit_step"]) & own["exact"]]["case_id"]
-    kept = own[(own["step"] == last) & own["case_id"].isin(learned)]["exact"].mean()
-    end = moments[moments["step"] == moments["step"].max()].set_index("metric")["value"]
+    held = rows[(rows["step"] == step) & (rows["edit_step"] <= step)]
+    kept = held[(held["kind"] == "efficacy") & held["case_id"].isin(learned)]["exact"].mean()
+    moments = moments[moments["step"] <= step]
+    end = moments[moments["step"] == step].set_index("metric")["value"]
     seconds = moments[moments["metric"] == "seconds_editing"]["value"].sum()
     peak = moments[moments["metric"] == "process_peak"]["value"]
-    found = _shares(rows[rows["step"] == last]) | {"edit retention": 100 * float(kept)}
+    found = _shares(held) | {"edit retention": 100 * float(kept)}
     for metric, (column, factor) in LAST.items():
         value = end[[metric]].iloc[0] if metric in end.index else float("nan")
         found[column] = factor * float(value)
     return found | {
-        "seconds an edit": float(seconds / last),
+        "seconds an edit": float(seconds / step),
         "peak MiB": float(peak.max()) if len(peak) else float("nan"),
     }
