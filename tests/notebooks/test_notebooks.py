@@ -23,7 +23,14 @@ pytest.importorskip("ipykernel")
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p for d in ("tutorials", "notebooks") for p in (ROOT / d).glob("*.ipynb"))
 #: Small parameters, by notebook; ``model`` is set to tiny where a notebook has it.
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "nse_sequential": {
+        "live": True,
+        "edits": 4,
+        "batch": 2,
+        "trials": ("ROME", "MEMIT", "MEMIT accumulated", "NSE", "NSE, one round", "AlphaEdit"),
+    },
+}
 MAX_BYTES, MAX_LINES = 500_000, 12
 #: A guard against hanging, not a measurement: each takes well under a minute on two free cores.
 HANGS_SECONDS = 400
