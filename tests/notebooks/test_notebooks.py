@@ -155,7 +155,9 @@ def test_schematics_are_attached_as_pictures(path):
 @each
 @pytest.mark.slow
 @pytest.mark.timeout(HANGS_SECONDS)
-def test_it_runs_on_tiny(path, tmp_path):
+def test_it_runs_on_tiny(path, tmp_path, monkeypatch):
+    if path.stem in SMALL:  # a run is recorded: not where the next test would read it
+        monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
     copy = tmp_path / path.parent.name / path.name
     copy.parent.mkdir()
     shutil.copyfile(path, copy)
