@@ -77,7 +77,7 @@ def test_the_loss_is_the_divergence_from_the_unedited_model(make_view, family: s
     shift = Shift({name: change.requires_grad_()})
     with keeping_hooks(view, shift):
         found = editor._beside(view, shift, iter([text]))
-    assert float(found) == pytest.approx(float(expected), rel=1e-3) and float(found) > 1e-4
+    assert found.item() == pytest.approx(float(expected), rel=1e-3) and found.item() > 1e-4
     (grad,) = torch.autograd.grad(found, change)
     assert float(grad.abs().max()) > 0 and not shift.quiet
 

@@ -293,7 +293,8 @@ def test_the_cost_is_that_of_the_file(tiny, rome, tmp_path) -> None:
     found = wb.receipt(tiny, rome, generate=False)
     assert found.cost["file_bytes"] == rome.save(tmp_path / "edit.safetensors").stat().st_size
     assert found.cost["seconds"] == rome.meta["seconds"] and found.cost["parameters"] == 1
-    assert "6 KiB as a file, 1 parameter touched" in found.price
+    kib = round(found.cost["file_bytes"] / 1024)
+    assert f"{kib} KiB as a file, 1 parameter touched" in found.price and 4 <= kib < 20
     bare = dataclasses.replace(rome, meta={})
     assert "time not recorded" in wb.receipt(tiny, bare, generate=False).price
 
