@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p for d in ("tutorials", "notebooks") for p in (ROOT / d).glob("*.ipynb"))
 #: Small parameters, by notebook; ``model`` is set to tiny where a notebook has it.
 SMALL: dict[str, dict[str, Any]] = {
+    "coachhook_consecutive": {
+        "live": True,
+        "edits": 4,
+        "batch": 2,
+        "trials": ("CoachHook, 4 layers", "MEMIT"),
+    },
     "nse_sequential": {
         "live": True,
         "edits": 4,
