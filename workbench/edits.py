@@ -20,6 +20,7 @@ from workbench.deltas import Adapter, Delta, own
 from workbench.editfiles import FORMAT, Contents, Part, digest_of, open_contents, pack
 from workbench.errors import DataError
 from workbench.facts import EditRequest
+from workbench.tensorfiles import steadily
 
 __all__ = [
     "FORMAT",
@@ -188,6 +189,10 @@ def load_edit(path: str | os.PathLike[str]) -> Edit:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no edit file at {path}: check the path.")
+    return steadily(path, lambda: _only_edit(path))
+
+
+def _only_edit(path: Path) -> Edit:
     contents = open_contents(path)
     if len(contents.edits) != 1:
         raise DataError(

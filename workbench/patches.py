@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from workbench.edits import Edit, WeightEdit, edits_in, pack_edits
 from workbench.errors import DataError, EditMismatchError, OptionError
 from workbench.model import ModelView
 from workbench.stackfiles import sources_of
-from workbench.tensorfiles import checksum
+from workbench.tensorfiles import checksum, steadily
 from workbench.weights import lineage
 
 __all__ = [
@@ -123,16 +124,22 @@ def load_patch(path: Pathlike) -> Patch:
         >>> wb.load_patch("capitals.safetensors").edits  # doctest: +SKIP
     """
     path = Path(path).expanduser()
-    found = [open_contents(file) for file in sources_of(path)]
-    edits = tuple(e for contents in found for e in edits_in(contents))
+    found = [steadily(file, partial(_read, file)) for file in sources_of(path)]
+    edits = tuple(e for _, held in found for e in held)
     if not edits:
         raise DataError(f"{path} holds no edit.")
-    first = found[0].manifest
+    first = found[0][0]
     model = first["model"]
     if {e.base for e in edits} != {model.get("fingerprint")}:
         raise DataError(f"{path} holds edits of several base models: they cannot stand together.")
     outcome = first.get("outcome", {}) if len(found) == 1 else {}
     return Patch(edits, model, outcome, str(path))
+
+
+def _read(file: Path) -> tuple[Mapping[str, Any], tuple[Edit, ...]]:
+    """Manifest and edits of one file."""
+    contents = open_contents(file)
+    return contents.manifest, edits_in(contents)
 
 
 def save_patch(what: ModelView | Patch | Edit | Sequence[Edit], path: Pathlike) -> Path:

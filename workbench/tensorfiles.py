@@ -12,11 +12,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,9 @@ from torch import Tensor
 
 from workbench.errors import DataError
 
-__all__ = ["Header", "Place", "checksum", "header_of", "opened", "tensors_of"]
+__all__ = ["Header", "Place", "checksum", "header_of", "opened", "steadily", "tensors_of"]
+
+T = TypeVar("T")
 
 #: Names of dtypes in a header; files with others are refused.
 DTYPES = {
@@ -41,6 +43,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+#: How often a file may be replaced while it is read.
+REPLACED = 50
 #: Longest header that is parsed; safetensors' own limit.
 LONGEST_HEADER = 100_000_000
 
@@ -94,8 +98,8 @@ def header_of(path: str | os.PathLike[str]) -> Header:
     if not path.is_file():
         raise DataError(f"there is no file {path}: check the path.")
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
                 raise ValueError(f"it claims a header of {length:,} bytes in a file of {size:,}")
@@ -103,6 +107,33 @@ def header_of(path: str | os.PathLike[str]) -> Header:
         return _checked(path, content, size - 8 - length)
     except (OSError, ValueError, RecursionError) as err:
         raise damaged(path, err) from err
+
+
+def steadily(path: Path, read: Callable[[], T]) -> T:
+    """Read a file that others may replace meanwhile; again, if it was replaced on the way.
+
+    A file is replaced whole (:mod:`workbench.atomic`) but read in several steps, which can then be
+    those of two files.
+
+    Raises:
+        DataError: from ``read``, if the file stayed what it was.
+    """
+    for _ in range(REPLACED):
+        before = _identity(path)
+        try:
+            return read()
+        except DataError:
+            if _identity(path) == before:
+                raise
+    return read()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def damaged(path: Path, err: object) -> DataError:
