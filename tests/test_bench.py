@@ -26,8 +26,9 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 @pytest.fixture
 def bench(tiny: wb.ModelView, monkeypatch: Any, tmp_path: Path) -> Any:
-    monkeypatch.setattr("workbench.session.resuming.cache_dir", lambda name: tmp_path / name)
-    yield EditBench(tiny, facts=wb.datasets.tiny(limit=1))
+    for module in ("resuming", "keeping"):
+        monkeypatch.setattr(f"workbench.session.{module}.cache_dir", lambda name: tmp_path / name)
+    yield EditBench(tiny, facts=wb.datasets.tiny(limit=1), autosave=True)
     tiny.reset()
 
 
@@ -480,7 +481,7 @@ def test_a_session_that_ended_is_offered(bench: Any) -> None:
     wanted = weights_digest(view)
     session._keeper.close()
     view.reset()
-    again = EditBench(view, facts=wb.datasets.tiny(limit=2)[1])
+    again = EditBench(view, facts=wb.datasets.tiny(limit=2)[1], autosave=True)
     assert again.earlier.offer.layout.display == ""
     assert "1 edit, 20" in again.earlier.said.value
     again.earlier.restore()
@@ -490,6 +491,6 @@ def test_a_session_that_ended_is_offered(bench: Any) -> None:
     assert again.fact.prompt.value == session.cases[0].request.text
     again.session._keeper.close()
     view.reset()
-    third = EditBench(view, facts=wb.datasets.tiny(limit=1))
+    third = EditBench(view, facts=wb.datasets.tiny(limit=1), autosave=True)
     third.earlier.forget_it()
     assert third.session.earlier() == [] and third.earlier.offer.layout.display == "none"
