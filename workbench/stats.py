@@ -102,6 +102,8 @@ def second_moments(
     n_reservoir = min(n_reservoir, 2 * view.d_mlp)
     _check_options(length, n_tokens, batch_tokens, n_reservoir)
     folder = _folder(cache)
+    if folder is not None:
+        sweep(folder)
     text = open_corpus(
         view, corpus, sequence_length=length, seed=seed, skip_first_token=skip_first_token,
         folder=folder,
@@ -177,7 +179,6 @@ def _compute(
     if folder is not None:
         run = recipe | {"batch_tokens": batch_tokens}
         partial = folder / f"run-{fingerprint_of(run)}.partial"
-        sweep(folder)
         _require_room(folder, estimate(view, layers, recipe["n_tokens"])["disk_bytes"])
     with view.pristine(), torch.no_grad(), torch.autocast(view.device.type, enabled=False):
         plan = _plan(view, text, recipe, batch_tokens)
