@@ -67,9 +67,9 @@ _SEQUENTIAL = (
     _FT,
     Trial(name="NSE, no rewinding", editor="NSE", options={"rewind": False}),
     Trial(name="MEMIT, RECT", editor="MEMIT", options={"rect": 0.4}),
-    _coach(1, edits=100),
+    _coach(1),
     Trial(name="EMMET accumulated", editor="EMMET", options={"accumulate": True}),
-    _coach(2, edits=100),
+    _coach(2),
     _ROME,
 )
 _NSE = Study(
@@ -87,7 +87,7 @@ _COACH = replace(
     _NSE,
     name="coachhook_consecutive",
     papers=("CoachHook",),
-    trials=(_coach(4), _coach(2, edits=100), _coach(1, edits=100), _MEMIT, _ROME, _FT),
+    trials=(_coach(4), _coach(2), _coach(1), _MEMIT, _ROME, _FT),
 )
 _FORGETTING = Study(
     name="forgetting_curves",
