@@ -123,3 +123,12 @@ def test_run_refuses_unknown_commands_and_other_pythons(tmp_path):
     done = _run("demo", PYTHON=str(python), WORKBENCH_VENV=str(venv))
     assert done.returncode == 1 and "3.11, 3.12 or 3.13" in done.stderr
     assert "Python 3.9.2" in done.stderr and not venv.exists()
+
+
+def test_the_map_in_the_readme_names_every_room_once():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = readme.split("\n## Map\n")[1].split("\n## ")[0].split("| room | purpose |")[1]
+    named = [x for row in re.findall(r"^\| (`[^|]+) \|", rooms, re.M) for x in row.split(", ")]
+    named = [x.strip("`/") for x in named]
+    there = {p.stem for p in (ROOT / "workbench").iterdir() if not p.name.startswith("_")}
+    assert sorted(named) == sorted({*there, "__main__"} - {"py.typed", "py"})
