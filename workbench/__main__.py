@@ -257,14 +257,14 @@ def _check(args: argparse.Namespace, rest: list[str]) -> int:
     print(view.describe())
     for name in ("linear", "additive", "readout"):
         holds = getattr(view.capabilities, name)
-        print(f"  {name:<12}{'yes' if holds else 'no: ' + view.capabilities.reasons[name]}")
+        print(f"  {name:<14}{'yes' if holds else 'no: ' + view.capabilities.reasons[name]}")
     print("editors:")
     for name, editor in EDITORS.items():
         try:
             reason = editor.preset(view).unsupported(view)
         except WorkbenchError as err:
             reason = str(err)
-        print(f"  {name:<12}{'yes' if reason is None else 'no: ' + reason}")
+        print(f"  {name:<14}{'yes' if reason is None else 'no: ' + reason}")
     return 0
 
 
