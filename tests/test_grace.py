@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 import workbench as wb
+from workbench.capabilities import orient
+from workbench.editors.memory.behind import losses_of_values, only_behind
 from workbench.editors.memory.examples import Examples, Place
 from workbench.editors.memory.grace import PRESETS
 from workbench.errors import EditMismatchError, OptionError
-from workbench.memories import Codebook
+from workbench.memories import Codebook, written_columns
 from workbench.model import ModelView
 from workbench.tokens import pad_right
 from workbench.trace import Site, trace
@@ -245,6 +247,54 @@ def test_skipping_the_blocks_below_changes_no_loss(make_view, family: str) -> No
     assert all("forward" not in view.block(x).__dict__ for x in range(view.n_layers))
     expected = wb.score(view, requests)["nll_target"].to_numpy()
     assert found[0][0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("site", ["down", "up"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "bloom", "opt", "qwen3"])
+def test_running_from_the_prompts_end_on_changes_no_loss(make_view, family: str, site: str) -> None:
+    """Prompts of several lengths, with a codebook beside the module that answers one of them."""
+    view = make_view(family)
+    make = editor(layers=(2,), site=site)
+    if make.unsupported(view) or view.up_name(2) is None:
+        pytest.skip(f"{family} has no such module")
+    place, settings = make.place(view), make.settings(view)
+    plain = wb.score(view, [A, B, C])["nll_target"]
+    for before in (None, A):
+        if before is not None:
+            view.push(make.edit(view, before))
+        assert only_behind(view, place, settings)
+        width = orient(view.module_of(place.parameter)).shape[0]
+        value = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        value.requires_grad_()
+        slow = Examples(view, [A, B, C], place)
+
+        def write(x: Tensor, y: Tensor, context: Any, value: Tensor = value) -> Tensor:
+            where = written_columns(settings, context)
+            return torch.where(where[..., None], value[:, None], y)
+
+        wanted = slow.losses(write)
+        (grad,) = torch.autograd.grad(wanted.sum(), value)
+        with losses_of_values(view, [A, B, C], place, settings) as losses:
+            found = losses(value)
+            (ours,) = torch.autograd.grad(found.sum(), value)
+        assert torch.allclose(found, wanted, atol=1e-5)
+        assert torch.allclose(ours, grad, atol=1e-5)
+        assert float(grad.abs().max()) > 1e-4
+        assert (found.detach().numpy() != pytest.approx(plain.to_numpy(), abs=1e-4)) or site == "up"
+
+
+def test_whole_prompts_are_run_where_more_than_the_end_is_written(make_view) -> None:
+    view = make_view("gpt2")
+    make = editor()
+    place, settings = make.place(view), make.settings(view)
+    assert not only_behind(view, place, dataclasses.replace(settings, replacement="all"))
+    with view.applied(wb.FT(layers=(2,), steps=1).edit(view, A), make.edit(view, B)):
+        assert not only_behind(view, place, settings)  # the memory cannot be left out alone
+    other = editor(layers=(2,))
+    with view.applied(other.edit(view, B)):
+        assert not only_behind(view, place, settings)
+    for family in ("t5", "bert"):
+        assert not only_behind(make_view(family), place, settings)
 
 
 def test_a_prompt_can_be_edited_again(make_view) -> None:

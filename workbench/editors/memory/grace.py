@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from workbench.adapters import Context
 from workbench.capabilities import orient
 from workbench.editors.memory.base import MemoryEditor, fit, one_of
 from workbench.editors.memory.calibration import default_epsilon
@@ -37,12 +36,13 @@ from workbench.editors.memory.codebook import (
     event_of,
     noted,
 )
-from workbench.editors.memory.examples import Examples, labels_of
+from workbench.editors.memory.behind import losses_of_values
+from workbench.editors.memory.examples import labels_of
 from workbench.editors.presets import Preset, find
 from workbench.edits import AdapterEdit, Edit
 from workbench.errors import OptionError
 from workbench.facts import EditCase, EditRequest, Probe, as_requests
-from workbench.memories import Codebook, Label, Settings, as_adapter, written_columns
+from workbench.memories import Codebook, Label, Settings, as_adapter
 from workbench.model import ModelView
 from workbench.progress import Bar
 from workbench.trace import frozen
@@ -236,22 +236,17 @@ class GRACE(MemoryEditor):
         bar: Bar,
     ) -> list[Tensor]:
         """Train the rows of ``value`` in place, each on its own request."""
-        examples = Examples(view, requests, self.place(view))
         value.requires_grad_()
-
-        def write(x: Tensor, y: Tensor, context: Context) -> Tensor:
-            where = written_columns(settings, context).to(y.device)
-            return torch.where(where[..., None], value[:, None].to(y.dtype), y)
-
         try:
-            return fit(
-                [value],
-                lambda: examples.losses(write),
-                steps=self.steps,
-                lr=self.lr,
-                bar=bar,
-                what="GRACE",
-            )
+            with losses_of_values(view, requests, self.place(view), settings) as losses:
+                return fit(
+                    [value],
+                    lambda: losses(value),
+                    steps=self.steps,
+                    lr=self.lr,
+                    bar=bar,
+                    what="GRACE",
+                )
         finally:
             value.requires_grad_(False)
 
