@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from workbench.studies.records import Pathlike
 from workbench.studies.reported import published
 from workbench.studies.suites import Suite
 
-__all__ = ["MAIN", "SuiteRecord", "recorded_suite"]
+__all__ = ["CLASSIFIER", "MAIN", "SuiteRecord", "recorded_suite"]
+
+#: Accuracy of a classifier whose head was fine-tuned for the task, before any edit.
+CLASSIFIER = "classifier.json"
 
 #: Kind of task → the measure in which its results are stated.
 MAIN = {"qa": "f1", "classification": "accuracy", "text": "perplexity"}
@@ -35,6 +38,8 @@ class SuiteRecord:
         kind: of the task: ``qa, classification`` or ``text`` (perplexity: lower is better).
         moments: all moments of all runs, as ``wb.moments`` gives them, with ``run``.
         configs: run → its ``run.json``: configuration, edited cases, seconds.
+        classifier: of the topics task: ``train_accuracy, accuracy`` (on held-out texts) and
+            ``most_frequent`` (of the largest class) before any edit; empty elsewhere.
     """
 
     path: Path
@@ -42,6 +47,7 @@ class SuiteRecord:
     kind: str
     moments: pd.DataFrame
     configs: dict[str, dict[str, Any]]
+    classifier: dict[str, Any] = field(default_factory=dict)
 
     def only(self, *names: str) -> SuiteRecord:
         """The same with some of the runs, in this order.
@@ -224,7 +230,9 @@ def recorded_suite(source: Suite | Pathlike) -> SuiteRecord:
             ) from error
         configs[name] = config
     kind = str(next(iter(configs.values()))["kind"])
-    return SuiteRecord(path, chosen, kind, pd.concat(moments, ignore_index=True), configs)
+    head = path / CLASSIFIER
+    told = json.loads(head.read_text()) if head.exists() else {}
+    return SuiteRecord(path, chosen, kind, pd.concat(moments, ignore_index=True), configs, told)
 
 
 def _sets_and_measures(tasks: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -27,7 +27,7 @@ from workbench.pretrained import load
 from workbench.runs import RunFolder
 from workbench.studies.base import Trial
 from workbench.studies.records import Pathlike
-from workbench.studies.suiterecords import SuiteRecord, recorded_suite
+from workbench.studies.suiterecords import CLASSIFIER, SuiteRecord, recorded_suite
 from workbench.studies.suites import Suite
 from workbench.tasks import Task, hallucination_task, tiny_task, topics_task, zsre_task
 
@@ -45,7 +45,7 @@ FILES = {
 }
 #: Plain texts that are looked through for those long enough to be kept.
 TEXTS = 2000
-#: Facts about a run that its record keeps beside the configuration.
+#: Why a case was passed over.
 SKIPPED_RIGHT = "right already"
 
 
@@ -100,7 +100,7 @@ def run_suite(
             continue
         work = cache_dir("runs") / f"{suite.path.name}-{trial.slug}-{n}"
         if not record_only:
-            view = view if view is not None else _view(suite, data, device)
+            view = view if view is not None else _view(suite, data, device, out)
             task = task if task is not None else task_of(suite, view, data)
             _run(view, task, suite, trial, n, work)
         if (work / "run.json").exists():
@@ -164,15 +164,21 @@ def classifier_of(
 # ---------------------------------------------------------------------- what is run
 
 
-def _view(suite: Suite, data: Pathlike | None, device: str | None) -> ModelView:
+def _view(suite: Suite, data: Pathlike | None, device: str | None, out: Path) -> ModelView:
+    """The suite's model; what a head of ours makes right before editing is kept with the record."""
     if suite.model not in HEADLESS:
         return load(suite.model, device=device)
-    return load(classifier_of(suite, data, device=device).path, device=device)
+    made = classifier_of(suite, data, device=device)
+    told = {"model": suite.model} | {
+        name: getattr(made, name)
+        for name in ("labels", "train_accuracy", "accuracy", "most_frequent")
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / CLASSIFIER, json.dumps(told, indent=1).encode())
+    return load(made.path, device=device)
 
 
-def _run(
-    view: ModelView, task: Task, suite: Suite, trial: Trial, edits: int, work: Path
-) -> None:
+def _run(view: ModelView, task: Task, suite: Suite, trial: Trial, edits: int, work: Path) -> None:
     """One editor's run; nothing if it cannot take the task."""
     editor = _editor(view, trial)
     if editor.needs_subject:
