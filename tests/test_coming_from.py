@@ -108,6 +108,10 @@ THEIRS = {
         "load_pretrained re_init_model dropout tags wandb wandb_mode wandb_project_name "
         "wandb_run_name"
     ),
+    "GRACE: experiments": (
+        "experiment=qa experiment=scotus experiment=hallucination experiment.cbase "
+        "experiment.dataset max_n_edits metric_period batch_size pretrain"
+    ),
 }
 
 
@@ -233,8 +237,12 @@ def test_the_line_runs(line, world, tmp_path, monkeypatch, capsys):
 
 
 def _run_python(line: str, world: dict[str, str]) -> None:
-    names = {"wb": wb, "view": wb.load("tiny"), "cases": list(wb.datasets.tiny(limit=2))}
+    view = wb.load("tiny-bert" if "topics_task" in line else "tiny")
+    names = {"wb": wb, "view": view, "cases": list(wb.datasets.tiny(limit=2))}
     names |= {name: world[name] for name in ("RUN", "NPZ")}
+    if "wb.lifelong(" in line:  # a run of its own, with files where the line looks for them
+        names |= {"RUN": "lifelong", "task": wb.tasks.tiny_task(view, limit=2, upstream=2)}
+        _write_streams(Path(), view)
     *before, last = ast.parse(line).body
     exec(compile(ast.Module(before, []), "page", "exec"), names)
     assert isinstance(last, ast.Expr)
@@ -242,9 +250,28 @@ def _run_python(line: str, world: dict[str, str]) -> None:
     assert not hasattr(found, "__len__") or len(found)
 
 
+def _write_streams(folder: Path, view: wb.ModelView) -> None:
+    """Two records of each of GRACE's tasks, in the names that the page has."""
+    courts = [
+        {"facts": f"Klara sued {i}.", "issue_area": (view.labels or ["a", "b"])[i % 2]}
+        | {"term": str(1990 + 5 * (i // 2))}
+        for i in range(6)
+    ]
+    asked = [{"question": f"who is number {i}", "answer": "Klara"} for i in range(2)]
+    texts = [{"text": f"This is about {i}.", "labels": "He is old.", "concept": "x"} for i in (0, 1)]
+    (folder / "zsre.json").write_text(
+        json.dumps([_zsre(_parts(c)) for c in wb.datasets.tiny(limit=2)])
+    )
+    for name, records in (("nq.jsonl", asked), ("scotus.jsonl", courts)):
+        (folder / name).write_text("\n".join(map(json.dumps, records)))
+    parts = dict.fromkeys(("edits", "originals", "accurates"), texts)
+    (folder / "hallucination.json").write_text(json.dumps(parts))
+
+
 def _run_script(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script, study, *more = words
-    given = ["--model", "tiny", "--edits", "2", "--batch", "1", "--only", TRIALS[study]]
+    given = ["--model", "tiny", "--edits", "2"]
+    given += ["--batch", "1", "--only", TRIALS[study]] if study in TRIALS else ["--only", "GRACE"]
     more = [WORDS.get(w, w) for w in more]
     out = tmp_path / "record"
     monkeypatch.setattr(sys, "argv", [script, study, *more, *given, "--out", str(out)])

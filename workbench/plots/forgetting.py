@@ -65,6 +65,11 @@ NAMES = {
     "seconds_editing": ("Time of a batch", "seconds"),
     "seconds_measuring": ("Time of measuring", "seconds"),
     "edits_per_second": ("Speed", "edits a second"),
+    "TRR": ("TRR: what it could do before", ""),
+    "ERR": ("ERR: all edits so far", ""),
+    "ARR": ("ARR: what it had right", ""),
+    "holdout": ("Other wordings of the edits", ""),
+    "keys": ("Size of the codebook", "entries"),
 }
 
 
@@ -125,6 +130,7 @@ def plot_moments(
     *,
     metrics: Sequence[str] | None = None,
     marks: Sequence[float] = (),
+    log: bool = False,
     title: str = "What the rest of the model went through",
     subtitle: str = "",
     theme: str = "light",
@@ -137,6 +143,7 @@ def plot_moments(
         moments: a table of ``wb.moments``, or several of them together.
         metrics: at most six; None takes up to six of those that the table has.
         marks: numbers of edits to mark, such as an inflection point.
+        log: logarithmic axes, for perplexities that burst.
         title, subtitle: may use plotly's markup.
         theme: ``light`` or ``dark``.
 
@@ -160,6 +167,7 @@ def plot_moments(
             named.add(name)
         share = metric.startswith(("upstream_a", "upstream_e", "downstream"))
         limits = {"range": [-0.03, 1.03], "tickformat": ".0%"} if share else {"rangemode": "tozero"}
+        limits = {"type": "log"} if log else limits
         fig.update_yaxes(title=NAMES.get(metric, ("", ""))[1], **limits, **place)
         for mark in marks:
             _mark(fig, mark, text="", **place)

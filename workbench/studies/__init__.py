@@ -1,4 +1,4 @@
-"""The papers' experiments as data: studies and suites, their runs and records, published numbers."""
+"""The papers' experiments as data: studies, suites, their runs and records; published numbers."""
 
 from workbench.studies.base import Study, Trial
 from workbench.studies.papers import STUDIES, study

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,7 +19,6 @@ from workbench.editors.base import Editor
 from workbench.editors.memory.grace import GRACE
 from workbench.errors import OptionError
 from workbench.experiment import lifelong
-from workbench.layouts import DECODER
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.pretrained import load

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from workbench.capabilities import orient
 from workbench.editors.memory.base import MemoryEditor, fit, one_of
+from workbench.editors.memory.behind import losses_of_values
 from workbench.editors.memory.calibration import default_epsilon
 from workbench.editors.memory.codebook import (
     EXPANSIONS,
@@ -36,7 +37,6 @@ from workbench.editors.memory.codebook import (
     event_of,
     noted,
 )
-from workbench.editors.memory.behind import losses_of_values
 from workbench.editors.memory.examples import labels_of
 from workbench.editors.presets import Preset, find
 from workbench.edits import AdapterEdit, Edit
