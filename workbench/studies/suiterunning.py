@@ -106,6 +106,7 @@ def run_suite(
             if RunFolder(work).complete and not keep:
                 shutil.rmtree(work)
         _write_table(out, suite)
+    _write_table(out, suite)
     return _read(out, chosen)
 
 
