@@ -258,7 +258,9 @@ def _write_streams(folder: Path, view: wb.ModelView) -> None:
         for i in range(6)
     ]
     asked = [{"question": f"who is number {i}", "answer": "Klara"} for i in range(2)]
-    texts = [{"text": f"This is about {i}.", "labels": "He is old.", "concept": "x"} for i in (0, 1)]
+    texts = [
+        {"text": f"This is about {i}.", "labels": "He is old.", "concept": "x"} for i in (0, 1)
+    ]
     (folder / "zsre.json").write_text(
         json.dumps([_zsre(_parts(c)) for c in wb.datasets.tiny(limit=2)])
     )

@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "batch": 2,
         "trials": ("CoachHook, 4 layers", "MEMIT"),
     },
+    "grace_lifelong": {"live": True, "edits": 4, "trials": ("GRACE", "FT")},
     "nse_sequential": {
         "live": True,
         "edits": 4,

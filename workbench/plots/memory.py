@@ -215,7 +215,7 @@ def plot_radii(
         part = part.sort_values("epsilon")
         for k, column in enumerate(columns, 1):
             line = plotly().Scatter(
-                name=f"layer {layer}", x=part["epsilon"], y=part[column], mode="lines+markers",
+                name=f"layer {layer:g}", x=part["epsilon"], y=part[column], mode="lines+markers",
                 legendgroup=str(layer), showlegend=k == 1, **style(i),
             )  # fmt: skip
             fig.add_trace(line, row=1, col=k)
@@ -226,7 +226,7 @@ def plot_radii(
         fig.update_yaxes(**span, row=1, col=k)
     frame(fig, title, subtitle=subtitle, legend=True)
     ends = [f"{c} {table[c].min():.3g} to {table[c].max():.3g}" for c in columns]
-    layers = ", ".join(str(x) for x in sorted(table["layer"].dropna().unique()))
+    layers = ", ".join(f"{x:g}" for x in sorted(table["layer"].dropna().unique()))
     return finish(fig, f"Layers {layers}; over all radii: {'; '.join(ends)}.")
 
 

@@ -143,15 +143,18 @@ class SuiteRecord:
         return found.reset_index()
 
     def written(self) -> pd.DataFrame:
-        """What ``table.csv`` holds: the table, the paper's numbers beside it, and the reason."""
-        table = self.table()
+        """What ``table.csv`` holds: the table, the reason for gaps, the paper's numbers beside it."""
+        table = self.table().assign(measure=MAIN[self.kind])
         if self.suite is None:
             return table
+        table["reason"] = self.suite.reason
         if self.suite.task in PUBLISHED:
-            gaps = self.gaps()
-            theirs = gaps[["run", *(c for c in gaps if c.endswith(" paper"))]]
-            table = table.merge(theirs, on="run", how="outer", sort=False)
-        return table.assign(measure=MAIN[self.kind], reason=self.suite.reason)
+            gaps = self.gaps().set_index("run")
+            theirs = gaps[[c for c in gaps if c.endswith(" paper")]]
+            names = [*table["run"], *(n for n in theirs.index if n not in set(table["run"]))]
+            table = table.set_index("run").reindex(names).join(theirs)
+            table = table.fillna({"reason": "not run here"}).reset_index()
+        return table
 
     # ---------------------------------------------------------------- inside
 

@@ -103,9 +103,9 @@ def run_suite(
             _run(view, task, suite, trial, n, work)
         if (work / "run.json").exists():
             _record(work, out / trial.slug, trial)
+            _write_table(out, suite)
             if RunFolder(work).complete and not keep:
                 shutil.rmtree(work)
-        _write_table(out, suite)
     _write_table(out, suite)
     return _read(out, chosen)
 
