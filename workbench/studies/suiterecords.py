@@ -112,7 +112,7 @@ class SuiteRecord:
             if at is None or held >= at:
                 part = curves[curves["run"] == name]
                 rows.append(self._row(name, part[part["step"] <= (held if at is None else at)]))
-        return pd.DataFrame(rows).dropna(axis=1, how="all")
+        return pd.DataFrame(rows)[list(rows[-1])].dropna(axis=1, how="all")
 
     def gaps(self) -> pd.DataFrame:
         """The paper's numbers and ours, a row an editor; empty where only one has them.
@@ -143,7 +143,7 @@ class SuiteRecord:
         return found.reset_index()
 
     def written(self) -> pd.DataFrame:
-        """What ``table.csv`` holds: the table, the reason for gaps, the paper's numbers beside it."""
+        """What ``table.csv`` holds: the table, reasons for gaps, the paper's numbers."""
         table = self.table().assign(measure=MAIN[self.kind])
         if self.suite is None:
             return table

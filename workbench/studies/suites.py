@@ -206,8 +206,8 @@ _TOPICS = Suite(
     upstream=100,
     words=64,
     kept="earlier terms",
-    reason="far fewer edits; other data (short facts of 2,711 cases, eight areas), a smaller encoder trained on "
-    "1,083 texts, TRR on held-out cases of 1994 to 1998 that it has 57 % right before",
+    reason="far fewer edits; other data (short facts of 2,711 cases, eight areas), a smaller "
+    "encoder trained on 1,083 texts, TRR on held-out cases of 1994 to 1998 that it has 57 % right before",
     folder="grace_suite_topics",
 )
 _HALLUCINATION = Suite(
