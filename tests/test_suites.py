@@ -13,6 +13,7 @@ from test_lifelong_data import court, write
 
 import workbench as wb
 from workbench.errors import DataError, OptionError
+from workbench.places import shipped
 from workbench.studies import SUITES, task_of
 from workbench.studies.suiterecords import PUBLISHED
 
@@ -192,6 +193,9 @@ def test_the_head_of_a_classifier_is_recorded_with_its_accuracy(tmp_path, monkey
     suite = replace(wb.suite(model="tiny-bert", edits=1), upstream=4)
     found = wb.run_suite(suite, out=tmp_path / "record", only=["GRACE"])
     assert found.classifier["accuracy"] == 0.5 and found.kind == "classification"
+    assert found.table()["model"].tolist() == ["tiny-bert"] * 2
+    told = [p.read_text() for p in found.path.rglob("*.json")]
+    assert not any(str(shipped("tiny")) in text for text in told)
     assert json.loads((found.path / "classifier.json").read_text()) == found.classifier
 
 
@@ -201,7 +205,7 @@ class _Made:
     accuracy, train_accuracy, most_frequent = 0.5, 0.9, 0.25
 
     def __init__(self, view):
-        self.labels, self.path = list(view.labels[:2]), "tiny-bert"
+        self.labels, self.path = list(view.labels[:2]), shipped("tiny") / "bert"
 
 
 def test_tasks_read_the_files_of_a_folder(tmp_path):

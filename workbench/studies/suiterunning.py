@@ -102,7 +102,7 @@ def run_suite(
             task = task if task is not None else task_of(suite, view, data)
             _run(view, task, suite, trial, n, work)
         if (work / "run.json").exists():
-            _record(work, out / trial.slug, trial)
+            _record(work, out / trial.slug, trial, suite)
             _write_table(out, suite)
             if RunFolder(work).complete and not keep:
                 shutil.rmtree(work)
@@ -224,14 +224,19 @@ def _recorded(folder: Path, edits: int) -> bool:
     return bool(held["complete"]) and held["task"]["most"] == edits
 
 
-def _record(work: Path, target: Path, trial: Trial) -> None:
-    """Numbers and ids of a run, finished or not, without texts; ``run.json`` last."""
+def _record(work: Path, target: Path, trial: Trial, suite: Suite) -> None:
+    """Numbers and ids of a run, finished or not, without texts; ``run.json`` last.
+
+    A model out of the cache is called by the name it was fine-tuned from, not by its folder.
+    """
     folder = RunFolder(work)
     moments = folder.moments().drop(columns=["run", "layer"]).dropna(axis=1, how="all")
     rows = folder.rows().drop(columns=["run", "target", "foil", "nll_foil"], errors="ignore")
     records = folder.records()[1:]
     made = folder.config()
-    config = {"name": trial.name} | made
+    model = suite.model if Path(made["model"]).is_absolute() else made["model"]
+    moments, rows = moments.assign(model=model), rows.assign(model=model)
+    config = {"name": trial.name} | made | {"model": model}
     config |= {
         "complete": folder.complete,
         "edited": [c for r in records if r.get("edit") for c in r["case_ids"]],

@@ -207,7 +207,8 @@ _TOPICS = Suite(
     words=64,
     kept="earlier terms",
     reason="far fewer edits; other data (short facts of 2,711 cases, eight areas), a smaller "
-    "encoder trained on 1,083 texts, TRR on held-out cases of 1994 to 1998 that it has 57 % right before",
+    "encoder trained on 1,083 texts, TRR on held-out cases of 1994 to 1998 that it has 57 % right "
+    "before",
     folder="grace_suite_topics",
 )
 _HALLUCINATION = Suite(
@@ -222,7 +223,8 @@ _HALLUCINATION = Suite(
     words=64,
     kept="texts",
     reason="far fewer edits; a decoder of 135M that never saw these texts, so accurate sentences "
-    "and plain texts are less likely from the start; beginnings cut to 64 words; TRR on Wikipedia paragraphs",
+    "and plain texts are less likely from the start; beginnings cut to 64 words; TRR on Wikipedia "
+    "paragraphs",
     folder="grace_suite_hallucination",
 )
 _TINY = Suite(
