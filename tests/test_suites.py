@@ -17,7 +17,7 @@ from workbench.places import shipped
 from workbench.studies import SUITES, task_of
 from workbench.studies.suiterecords import PUBLISHED
 
-SMALL = {"model": "tiny-t5", "edits": 4}
+SMALL = {"model": "tiny-bert", "edits": 4}
 EDITORS = ["GRACE", "FT", "FTRetrain"]
 
 
@@ -57,7 +57,7 @@ def test_another_model_or_number_has_no_record_of_ours(monkeypatch, tmp_path):
     suite = wb.suite("zsre")
     assert wb.suite("zsre", model=suite.model, edits=suite.edits) == suite
     other = wb.suite("zsre", **SMALL)
-    assert (other.task, other.model, other.folder) == ("tiny", "tiny-t5", "")
+    assert (other.task, other.model, other.folder) == ("tiny", "tiny-bert", "")
     assert {other.size(t) for t in other.trials} == {4}
     assert other.path.is_relative_to(tmp_path)
     with pytest.raises(DataError, match="holds no run: run the suite"):
@@ -93,7 +93,9 @@ def test_a_suite_runs_records_and_is_not_run_twice(record):
 
 def test_curves_and_moments_say_the_same(record):
     curves = record.curves()
-    own = record.moments[(record.moments["run"] == "GRACE") & (record.moments["task"] == "f1")]
+    own = record.moments[
+        (record.moments["run"] == "GRACE") & (record.moments["task"] == "accuracy")
+    ]
     wanted = own[own["metric"] == "err"].set_index("step")["value"]
     found = curves[(curves["run"] == "GRACE") & (curves["metric"] == "ERR")]
     pd.testing.assert_series_equal(found.set_index("step")["value"], wanted)
@@ -135,7 +137,7 @@ def test_gaps_are_ours_less_the_papers(record):
 def test_an_interrupted_run_is_recorded_as_far_as_it_came(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
     suite = replace(wb.suite(**SMALL), upstream=4, every=1, folder="")
-    view = wb.load("tiny-t5")
+    view = wb.load("tiny-bert")
     stop = iter(range(10))
 
     class Stopped(Exception):
