@@ -95,9 +95,9 @@ _FORGETTING = Study(
     papers=("forgetting at scale", "ROME"),
     model=SMALL,
     dataset="counterfact",
-    edits=100,
+    edits=40,
     batch=1,
-    checkpoints=(1.0,),
+    checkpoints=(0.5, 1.0),
     dense=10,
     trials=(
         Trial(name="ROME as released", editor="ROME", options={"variant": "rome"}),
@@ -106,7 +106,7 @@ _FORGETTING = Study(
         _MEMIT,
         Trial(name="FT within bounds", editor="FTL", common=False),
     ),
-    folder="forgetting_smollm2-135m_100",
+    folder="forgetting_smollm2-135m_40",
 )
 
 
