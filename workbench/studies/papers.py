@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from workbench.errors import OptionError, did_you_mean
 from workbench.studies.base import Study, Trial
+from workbench.studies.batches import APART, IN_SEQUENCE
 
 __all__ = ["SETTINGS", "STUDIES", "study"]
 
@@ -138,4 +139,6 @@ STUDIES: dict[str, dict[str, Study]] = {
         "default": _FORGETTING,
         "paper": _in_paper(_FORGETTING, model="openai-community/gpt2-xl", edits=1000),
     },
+    "emmet_batch_sizes": APART,
+    "bigger_batches": IN_SEQUENCE,
 }
