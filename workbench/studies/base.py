@@ -137,8 +137,8 @@ class Study:
         return cache_dir("runs") / f"{self.name}-{model}-{self.edits}-{self.batch}"
 
     def table(self) -> pd.DataFrame:
-        """One row a trial: ``trial, editor, facts, at once, options``, and ``batches`` (in sequence,
-        or apart) where trials differ in it."""
+        """One row a trial: ``trial, editor, facts, at once, options``; where trials differ in it
+        also ``batches`` (in sequence, or apart)."""
         table = pd.DataFrame(
             [
                 {

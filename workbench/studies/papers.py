@@ -111,6 +111,27 @@ _FORGETTING = Study(
 )
 
 
+def _one(editor: str, name: str = "", **options: object) -> Trial:
+    locate = editor in ("ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit", "CoachHook")
+    return Trial(name=name or editor, editor=editor, common=locate, options=options)
+
+
+_COMPARED = Study(
+    name="compare_editors",
+    setting="default",
+    papers=("ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit", "CoachHook", "GRACE", "FTL"),
+    model=SMALL,
+    dataset="counterfact",
+    edits=10,
+    batch=10,
+    trials=(
+        *map(_one, ("FT", "FTL", "FTKL", "ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit")),
+        *map(_one, ("CoachHook", "GRACE", "Defer", "MemoryNetwork")),
+    ),
+    folder="compare_smollm2-135m_10",
+)
+
+
 def _in_paper(study: Study, **changes: object) -> Study:
     """A study with the papers' presets, and no record."""
     trials = tuple(
@@ -138,6 +159,19 @@ STUDIES: dict[str, dict[str, Study]] = {
     "forgetting_curves": {
         "default": _FORGETTING,
         "paper": _in_paper(_FORGETTING, model="openai-community/gpt2-xl", edits=1000),
+    },
+    "compare_editors": {
+        "default": _COMPARED,
+        # each method's own paper has another setting; this is the model that most of them share
+        "paper": replace(
+            _COMPARED,
+            setting="paper",
+            model="openai-community/gpt2-xl",
+            dataset="multi_counterfact",
+            edits=100,
+            batch=100,
+            folder="",
+        ),
     },
     "emmet_batch_sizes": APART,
     "bigger_batches": IN_SEQUENCE,

@@ -49,9 +49,9 @@ def run_study(
 ) -> Record:
     """Run what has not been run yet, and read the record.
 
-    A trial whose record is there is not run again; one that was interrupted goes on. Targets that are
-    trained on the unedited model with equal options are trained once for all trials of the call, so
-    the seconds of an edit do not compare between trials that share them.
+    A trial whose record is there is not run again; one that was interrupted goes on. Targets that
+    are trained on the unedited model with equal options are trained once for all trials of the
+    call, so the seconds of an edit do not compare between trials that share them.
 
     Args:
         study: as from :func:`workbench.study`.

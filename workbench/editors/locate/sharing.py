@@ -33,7 +33,7 @@ def shared_targets(view: ModelView) -> Iterator[None]:
 
     Example:
         >>> with shared_targets(view):  # doctest: +SKIP
-        ...     edits = [e.edit(view, cases) for e in (wb.MEMIT.preset(view), wb.EMMET.preset(view))]
+        ...     edits = [e.edit(view, cases) for e in editors]
     """
     view.cache[SHARED] = True
     try:
