@@ -90,6 +90,18 @@ _COACH = replace(
     papers=("CoachHook",),
     trials=(_coach(4), _coach(2), _coach(1), _MEMIT, _ROME, _FT),
 )
+_FTL = Trial(name="FT within bounds", editor="FTL", common=False)
+_ROMES = tuple(
+    Trial(name=name, editor="ROME", options={"variant": variant})
+    for name, variant in (("ROME as released", "rome"), ("r-ROME", "r-rome"), ("p-ROME", "p-rome"))
+)
+
+
+def _shorter(trial: Trial) -> Trial:
+    """Ten updates a target instead of up to nineteen: the new answer has 97 % by then."""
+    return replace(trial, options={**trial.options, "steps": 11})
+
+
 _FORGETTING = Study(
     name="forgetting_curves",
     setting="default",
@@ -100,13 +112,7 @@ _FORGETTING = Study(
     batch=1,
     checkpoints=(0.5, 1.0),
     dense=10,
-    trials=(
-        Trial(name="ROME as released", editor="ROME", options={"variant": "rome"}),
-        Trial(name="r-ROME", editor="ROME", options={"variant": "r-rome"}),
-        Trial(name="p-ROME", editor="ROME", options={"variant": "p-rome"}),
-        _MEMIT,
-        Trial(name="FT within bounds", editor="FTL", common=False),
-    ),
+    trials=(*map(_shorter, _ROMES), _MEMIT, _FTL),
     folder="forgetting_smollm2-135m_40",
 )
 
@@ -158,7 +164,11 @@ STUDIES: dict[str, dict[str, Study]] = {
     },
     "forgetting_curves": {
         "default": _FORGETTING,
-        "paper": _in_paper(_FORGETTING, model="openai-community/gpt2-xl", edits=1000),
+        "paper": _in_paper(
+            replace(_FORGETTING, trials=(*_ROMES, _MEMIT, _FTL)),
+            model="openai-community/gpt2-xl",
+            edits=1000,
+        ),
     },
     "compare_editors": {
         "default": _COMPARED,
