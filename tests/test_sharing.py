@@ -50,7 +50,12 @@ def test_a_shared_target_writes_what_an_own_one_does(cases):
         shared = wb.EMMET.preset(view).edit(view, cases[:2])
     own = wb.EMMET.preset(fresh).edit(fresh, cases[:2])
     for a, b in zip(shared.deltas, own.deltas, strict=True):
-        torch.testing.assert_close(a.materialize(dtype=torch.float32), b.materialize(dtype=torch.float32), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            a.materialize(dtype=torch.float32),
+            b.materialize(dtype=torch.float32),
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_an_edited_view_trains_its_own(cases, trained):
@@ -64,7 +69,10 @@ def test_an_edited_view_trains_its_own(cases, trained):
     with shared_targets(view):
         other = editor.edit(view, cases[1:2])
     assert trained == [1, 1, 1]  # that of the edited view was not kept for this one
-    assert not torch.equal(second.deltas[0].materialize(dtype=torch.float32), other.deltas[0].materialize(dtype=torch.float32))
+    assert not torch.equal(
+        second.deltas[0].materialize(dtype=torch.float32),
+        other.deltas[0].materialize(dtype=torch.float32),
+    )
 
 
 def test_sharing_ends_with_an_error_too(cases, trained):

@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     )
     from workbench.plots import (
         plot_alpha,
+        plot_batch_sizes,
         plot_causal,
         plot_causal_average,
         plot_closure,
@@ -266,6 +267,7 @@ _ROOMS = {
     "summary": "metrics",
     "ModelView": "model",
     "plot_alpha": "plots",
+    "plot_batch_sizes": "plots",
     "plot_closures": "plots",
     "plot_codebook": "plots",
     "plot_codebook_map": "plots",
@@ -383,6 +385,7 @@ __all__ = [
     "moments",
     "next_tokens",
     "plot_alpha",
+    "plot_batch_sizes",
     "plot_closures",
     "plot_codebook",
     "plot_codebook_map",
