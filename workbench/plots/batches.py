@@ -69,6 +69,7 @@ def plot_batch_sizes(
     )
     frame(fig, title, subtitle=subtitle, legend=True)
     fig.update_layout(margin_t=fig.layout.margin.t + 24)
+    fig.update_annotations(font_size=13, yshift=6)
     for column, measure in enumerate(measures, 1):
         for i, (name, part) in enumerate(series.items()):
             fig.add_scatter(

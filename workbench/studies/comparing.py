@@ -77,7 +77,7 @@ def run_comparison(
         edited that are answered as before), ``perplexity_ratio`` (to the unedited model),
         ``fluency`` (bits), ``consistency`` (0 to 1) and ``peak_mib`` (the most memory the process,
         or the GPU, held while the editor worked and was measured; NaN where it cannot be read).
-        Grid and edits: as :func:`workbench.compare`, the grid without texts, no edits.
+        The grid names facts by their ids; the edits are not kept.
 
     Raises:
         OptionError: for unknown trials.
@@ -138,13 +138,14 @@ def recorded_comparison(source: Study | Pathlike, *, study: Study | None = None)
             f"{path} holds no comparison: run it (live=True in the notebook, or "
             "wb.run_comparison), or check the path."
         )
-    grids = [pd.read_csv(f / "grid.csv.gz") for f in folders]
+    grid = pd.concat([pd.read_csv(f / "grid.csv.gz") for f in folders], ignore_index=True)
+    cases = "case " + grid["case_id"].astype(str)  # the texts are the benchmark's
     config = json.loads((folders[0] / "run.json").read_text())
     return Comparison(
         where=f"{config['model']} + 0 edits",
         summary=_tables(folders),
         before=_tables([path / "before"]),
-        grid=pd.concat(grids, ignore_index=True),
+        grid=grid.assign(prompt=cases, target_new=""),
     )
 
 
