@@ -52,7 +52,7 @@ TRIALS = {
     "coachhook_consecutive": "CoachHook, 1 layer",
     "emmet_batch_sizes": "EMMET, batches of 4",
     "bigger_batches": "EMMET, 1 at once",
-    "forgetting_curves": "r-ROME",
+    "forgetting_curves": "ROME",
 }
 
 # ---------------------------------------------------------------- the page

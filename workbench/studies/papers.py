@@ -102,18 +102,23 @@ def _shorter(trial: Trial) -> Trial:
     return replace(trial, options={**trial.options, "steps": 11})
 
 
-_FORGETTING = Study(
+#: ROME writes a batch's facts one after the other; what is recorded is r-ROME.
+_FORGETTING = replace(
+    _NSE,
     name="forgetting_curves",
-    setting="default",
     papers=("forgetting at scale", "ROME"),
-    model=SMALL,
-    dataset="counterfact",
+    trials=(_ROME, _MEMIT, _FT),
+)
+_VARIANTS = replace(
+    _NSE,
+    name="rome_variants",
+    papers=("ROME",),
     edits=40,
     batch=1,
     checkpoints=(0.5, 1.0),
     dense=10,
-    trials=(*map(_shorter, _ROMES), _MEMIT, _FTL),
-    folder="forgetting_smollm2-135m_40",
+    trials=tuple(map(_shorter, _ROMES)),
+    folder="rome_variants_smollm2-135m_40",
 )
 
 
@@ -165,9 +170,18 @@ STUDIES: dict[str, dict[str, Study]] = {
     "forgetting_curves": {
         "default": _FORGETTING,
         "paper": _in_paper(
-            replace(_FORGETTING, trials=(*_ROMES, _MEMIT, _FTL)),
+            replace(_FORGETTING, trials=(*_ROMES, _MEMIT, _FTL), dense=10, checkpoints=(1.0,)),
             model="openai-community/gpt2-xl",
             edits=1000,
+            batch=1,
+        ),
+    },
+    "rome_variants": {
+        "default": _VARIANTS,
+        "paper": _in_paper(
+            replace(_VARIANTS, trials=_ROMES, dense=None, checkpoints=(0.2, 1.0)),
+            model="EleutherAI/gpt-j-6b",
+            edits=5000,
         ),
     },
     "compare_editors": {
