@@ -97,8 +97,8 @@ def memit(
         for i, layer in enumerate(sorted(layers)):
             keys = torch.stack([key(view, r, contexts, layer) for r in requests], dim=1)
             hidden = torch.stack([state(view, r, max(layers)) for r in requests], dim=1)
-            residual = (targets.double() - hidden) / (len(layers) - i)
-            system = lam * moments[layer].double() + keys @ keys.T
+            residual = (targets.to(hidden) - hidden) / (len(layers) - i)
+            system = lam * moments[layer].to(keys) + keys @ keys.T
             update = residual @ torch.linalg.solve(system, keys).T
             updates.append(update)
             module = view.value_module(layer)

@@ -47,7 +47,13 @@ OPTIONS = (
 #: Metrics that a stream is told to leave out, unless the line names them.
 UNWATCHED = ("perplexity", "hidden_shift", "upstream")
 #: Study → the one trial that is run.
-TRIALS = {"nse_sequential": "NSE", "coachhook_consecutive": "CoachHook, 1 layer"}
+TRIALS = {
+    "nse_sequential": "NSE",
+    "coachhook_consecutive": "CoachHook, 1 layer",
+    "emmet_batch_sizes": "EMMET, batches of 4",
+    "bigger_batches": "EMMET, 1 at once",
+    "forgetting_curves": "ROME",
+}
 
 # ---------------------------------------------------------------- the page
 

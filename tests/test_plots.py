@@ -137,7 +137,15 @@ STRIP = pd.DataFrame(
 PUSHED = pd.DataFrame(
     {"token": list("abcd"), "change": [3.0, 1, -1, -2], "rank": [1, 2, 2, 1], "layer": 2}
 ).assign(direction=["promoted"] * 2 + ["suppressed"] * 2, request=0, prompt="A prompt", open=True)
+BATCHES = pd.DataFrame(
+    [
+        {"editor": e, "at once": n, "score": 90.0 - n / 10 * k, "exact": 80.0 - n}
+        for k, e in enumerate(("MEMIT", "EMMET"))
+        for n in (64, 1, 16)
+    ]
+)
 FIGURES = {
+    "batch sizes": lambda **k: plots.plot_batch_sizes(BATCHES, measures=["score", "exact"], **k),
     "trace of a fact": lambda **k: plots.plot_causal(TRACED, **k),
     "average trace": lambda **k: plots.plot_causal_average(TRACED, **k),
     "lens": lambda **k: plots.plot_lens(LENS, LENS, **k),
@@ -414,3 +422,12 @@ def test_gradients_drop_what_names_have_in_common():
     fig = plots.plot_gradients(GRADIENTS)
     assert list(fig.data[0].y)[:2] == ["2.mlp.up_proj", "2.mlp.down_proj"]
     assert min(fig.data[1].x) > 0 and list(fig.data[2].x) == [-1.0, -0.5, 0.2, 0.0]
+
+
+def test_batch_sizes_are_drawn_in_their_order_and_said():
+    fig = plots.plot_batch_sizes(BATCHES, measures=["exact"])
+    assert [t.name for t in fig.data] == ["MEMIT", "EMMET"]
+    assert list(fig.data[0].x) == [1, 16, 64] and list(fig.data[0].y) == [79.0, 64.0, 16.0]
+    assert "MEMIT, from 1 to 64 at once: exact 79.0 → 16.0" in fig.layout.meta["alt"]
+    with pytest.raises(OptionError, match="0 measures"):
+        plots.plot_batch_sizes(BATCHES, measures=[])

@@ -12,6 +12,7 @@ import workbench as wb
 from workbench.citations import CITATIONS
 from workbench.errors import DataError, OptionError
 from workbench.studies import STUDIES, facts_of
+from workbench.studies.running import editor_of
 
 SMALL = {"model": "tiny", "edits": 6, "batch": 3}
 
@@ -169,3 +170,37 @@ def test_gaps_are_ours_less_the_papers(record):
         wb.gaps(paper, record.table(), {"efficacy": "efficiency"})
     with pytest.raises(DataError, match="no editor and metric"):
         wb.gaps(paper, record.table(), {"harmonic": "efficacy success"})
+
+
+def test_batches_apart_are_measured_each_on_its_own(tmp_path):
+    study = wb.study("emmet_batch_sizes", model="tiny", edits=4)
+    names = ["MEMIT, batches of 1", "MEMIT, one layer, batches of 4"]
+    record = wb.run_study(study, out=tmp_path, only=names)
+    table = record.table().set_index("run")
+    assert table["facts"].tolist() == [4, 4, 4] and record.table(at=4).empty
+    assert table.loc[names, "edit retention"].isna().all()
+    assert (table.loc[names, "seconds an edit"] > 0).all()
+    runs = record.runs.set_index("run")
+    assert runs["at once"].tolist() == [1, 4] and set(runs["regime"]) == {"single-round"}
+    view = wb.load("tiny")
+    cases = wb.datasets.tiny(limit=4)
+    rows = wb.rounds(tmp_path / "r", view, wb.MEMIT.preset(view), cases, before=False)
+    own = rows[rows["kind"] == "efficacy"]["exact"].mean()
+    assert table.loc[names[0], "efficacy exact"] == pytest.approx(100 * own)
+
+
+def test_one_layer_is_the_presets_highest():
+    view = wb.load("tiny")
+    trial = replace(study_trial := wb.study("emmet_batch_sizes").trials[0], one_layer=True)
+    spread = replace(study_trial, options={"layers": (0, 1)})
+    assert editor_of(view, spread, {}).layers == (0, 1)
+    assert editor_of(view, replace(spread, one_layer=True), {}).layers == (1,)
+    assert editor_of(view, trial, {}).layers == (0,)
+    assert "one layer" in wb.study("emmet_batch_sizes").table()["options"].iloc[-1]
+
+
+def test_a_table_of_trials_says_how_batches_meet_only_where_they_differ():
+    assert "batches" not in wb.study("bigger_batches").table()
+    mixed = wb.study("bigger_batches")
+    mixed = replace(mixed, trials=(mixed.trials[0], replace(mixed.trials[1], apart=True)))
+    assert mixed.table()["batches"].tolist() == ["in sequence", "apart"]

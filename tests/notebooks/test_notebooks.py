@@ -31,6 +31,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "trials": ("CoachHook, 4 layers", "MEMIT"),
     },
     "grace_lifelong": {"live": True, "edits": 4, "trials": ("GRACE", "FT")},
+    "compare_editors": {"live": True, "edits": 3, "trials": ("FT", "FTL", "ROME", "GRACE")},
+    "emmet_batch_sizes": {
+        "live": True,
+        "edits": 3,
+        "trials": (
+            *("EMMET, batches of 64", "EMMET, one layer, batches of 64"),
+            *("EMMET, one layer, batches of 1", "MEMIT, one layer, batches of 1"),
+        ),
+        "sequences": ("MEMIT, 64 at once", "MEMIT, 1 at once"),
+    },
+    "forgetting_curves": {"live": True, "edits": 4, "trials": ("ROME", "MEMIT")},
     "nse_sequential": {
         "live": True,
         "edits": 4,

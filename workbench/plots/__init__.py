@@ -6,6 +6,7 @@ No function here computes with a model or shows anything; figures carry their fi
 
 from __future__ import annotations
 
+from workbench.plots.batches import plot_batch_sizes
 from workbench.plots.causal import plot_causal, plot_causal_average
 from workbench.plots.comparison import plot_comparison, plot_comparison_grid
 from workbench.plots.effects import plot_receipt, plot_side_effects
@@ -36,6 +37,7 @@ __all__ = [
     "alt_text",
     "bundle",
     "plot_alpha",
+    "plot_batch_sizes",
     "plot_causal",
     "plot_causal_average",
     "plot_closures",

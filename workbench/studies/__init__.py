@@ -1,6 +1,7 @@
 """The papers' experiments as data: studies, suites, their runs and records; published numbers."""
 
 from workbench.studies.base import Study, Trial
+from workbench.studies.comparing import recorded_comparison, run_comparison
 from workbench.studies.papers import STUDIES, study
 from workbench.studies.records import Record, recorded
 from workbench.studies.reported import gaps, published
@@ -23,6 +24,8 @@ __all__ = [
     "published",
     "recorded",
     "recorded_suite",
+    "recorded_comparison",
+    "run_comparison",
     "run_study",
     "run_suite",
     "study",

@@ -1,7 +1,8 @@
 """Studies: an experiment as data, so that notebook, script and test make the same one.
 
-A study is a list of trials. A trial is one stream (:func:`workbench.stream`): an editor, how many
-facts, how many at once. Whether a study is run or its record is read makes no difference to what
+A study is a list of trials. A trial is one run: an editor, how many facts, how many at once, one
+batch after the other (:func:`workbench.stream`) or each on the original model
+(:func:`workbench.rounds`). Whether a study is run or its record is read makes no difference to what
 a notebook does with it.
 """
 
@@ -37,6 +38,8 @@ class Trial:
         batch: how many at once; None takes the study's number.
         start: how many facts of the file are passed over first.
         common: also takes the options the study gives its locate-then-edit editors.
+        apart: each batch is written into the original model, measured and taken back.
+        one_layer: only the highest layer of the preset is written.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Trial:
     batch: int | None = None
     start: int = 0
     common: bool = True
+    apart: bool = False
+    one_layer: bool = False
 
     @property
     def slug(self) -> str:
@@ -132,16 +137,24 @@ class Study:
         return cache_dir("runs") / f"{self.name}-{model}-{self.edits}-{self.batch}"
 
     def table(self) -> pd.DataFrame:
-        """One row a trial: ``trial, editor, facts, at once, options``."""
-        return pd.DataFrame(
+        """One row a trial: ``trial, editor, facts, at once, options``; where trials differ in it
+        also ``batches`` (in sequence, or apart)."""
+        table = pd.DataFrame(
             [
                 {
                     "trial": t.name,
                     "editor": t.editor,
                     "facts": self.size(t),
                     "at once": self.batch_of(t),
-                    "options": ", ".join(f"{k}={v}" for k, v in t.options.items()),
+                    "batches": "apart" if t.apart else "in sequence",
+                    "options": _options(t),
                 }
                 for t in self.trials
             ]
         )
+        return table if table["batches"].nunique() > 1 else table.drop(columns="batches")
+
+
+def _options(trial: Trial) -> str:
+    named = [f"{k}={v}" for k, v in trial.options.items()]
+    return ", ".join(["one layer", *named] if trial.one_layer else named)

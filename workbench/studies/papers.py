@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from workbench.errors import OptionError, did_you_mean
 from workbench.studies.base import Study, Trial
+from workbench.studies.batches import APART, IN_SEQUENCE
 
 __all__ = ["SETTINGS", "STUDIES", "study"]
 
@@ -89,24 +90,56 @@ _COACH = replace(
     papers=("CoachHook",),
     trials=(_coach(4), _coach(2), _coach(1), _MEMIT, _ROME, _FT),
 )
-_FORGETTING = Study(
+_FTL = Trial(name="FT within bounds", editor="FTL", common=False)
+_ROMES = tuple(
+    Trial(name=name, editor="ROME", options={"variant": variant})
+    for name, variant in (("ROME as released", "rome"), ("r-ROME", "r-rome"), ("p-ROME", "p-rome"))
+)
+
+
+def _shorter(trial: Trial) -> Trial:
+    """Ten updates a target instead of up to nineteen: the new answer has 97 % by then."""
+    return replace(trial, options={**trial.options, "steps": 11})
+
+
+#: ROME writes a batch's facts one after the other; what is recorded is r-ROME.
+_FORGETTING = replace(
+    _NSE,
     name="forgetting_curves",
-    setting="default",
     papers=("forgetting at scale", "ROME"),
+    trials=(_ROME, _MEMIT, _FT),
+)
+_VARIANTS = replace(
+    _NSE,
+    name="rome_variants",
+    papers=("ROME",),
+    edits=40,
+    batch=1,
+    checkpoints=(0.5, 1.0),
+    dense=10,
+    trials=tuple(map(_shorter, _ROMES)),
+    folder="rome_variants_smollm2-135m_40",
+)
+
+
+def _one(editor: str, name: str = "", **options: object) -> Trial:
+    locate = editor in ("ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit", "CoachHook")
+    return Trial(name=name or editor, editor=editor, common=locate, options=options)
+
+
+_COMPARED = Study(
+    name="compare_editors",
+    setting="default",
+    papers=("ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit", "CoachHook", "GRACE", "FTL"),
     model=SMALL,
     dataset="counterfact",
-    edits=100,
-    batch=1,
-    checkpoints=(1.0,),
-    dense=10,
+    edits=10,
+    batch=10,
     trials=(
-        Trial(name="ROME as released", editor="ROME", options={"variant": "rome"}),
-        Trial(name="r-ROME", editor="ROME", options={"variant": "r-rome"}),
-        Trial(name="p-ROME", editor="ROME", options={"variant": "p-rome"}),
-        _MEMIT,
-        Trial(name="FT within bounds", editor="FTL", common=False),
+        *map(_one, ("FT", "FTL", "FTKL", "ROME", "MEMIT", "EMMET", "NSE", "AlphaEdit")),
+        *map(_one, ("CoachHook", "GRACE", "Defer", "MemoryNetwork")),
     ),
-    folder="forgetting_smollm2-135m_100",
+    folder="compare_smollm2-135m_10",
 )
 
 
@@ -136,6 +169,34 @@ STUDIES: dict[str, dict[str, Study]] = {
     },
     "forgetting_curves": {
         "default": _FORGETTING,
-        "paper": _in_paper(_FORGETTING, model="openai-community/gpt2-xl", edits=1000),
+        "paper": _in_paper(
+            replace(_FORGETTING, trials=(*_ROMES, _MEMIT, _FTL), dense=10, checkpoints=(1.0,)),
+            model="openai-community/gpt2-xl",
+            edits=1000,
+            batch=1,
+        ),
     },
+    "rome_variants": {
+        "default": _VARIANTS,
+        "paper": _in_paper(
+            replace(_VARIANTS, trials=_ROMES, dense=None, checkpoints=(0.2, 1.0)),
+            model="EleutherAI/gpt-j-6b",
+            edits=5000,
+        ),
+    },
+    "compare_editors": {
+        "default": _COMPARED,
+        # each method's own paper has another setting; this is the model that most of them share
+        "paper": replace(
+            _COMPARED,
+            setting="paper",
+            model="openai-community/gpt2-xl",
+            dataset="multi_counterfact",
+            edits=100,
+            batch=100,
+            folder="",
+        ),
+    },
+    "emmet_batch_sizes": APART,
+    "bigger_batches": IN_SEQUENCE,
 }

@@ -18,6 +18,8 @@ __all__ = ["Record", "recorded"]
 
 Pathlike = str | os.PathLike[str]
 KINDS = ("efficacy", "paraphrase", "neighborhood")
+#: The regime of ``wb.rounds``.
+APART = "single-round"
 #: metric at the end → (column, factor)
 LAST = {
     "upstream_agreement": ("upstream retention", 100.0),
@@ -32,7 +34,8 @@ class Record:
 
     Attributes:
         path: its folder.
-        runs: one row a trial: ``run, editor, model, facts, at once, regime, device``.
+        runs: one row a trial: ``run, editor, model, facts, at once, layers`` (how many are
+            edited), ``regime, device``.
         rows: all rows of all trials, as :func:`workbench.stream` gives them, without texts.
         moments: all their moments.
         unedited: scores of the model as it was; empty if they were not kept.
@@ -69,6 +72,9 @@ class Record:
     def table(self, *, at: int | None = None) -> pd.DataFrame:
         """One row a trial, measured on everything it edited at its end.
 
+        A trial whose batches stood apart is measured on each batch's own facts right after it; it
+        has no retention, no costs beside its facts, and only a row of its end.
+
         Args:
             at: measured after so many facts instead; trials that were not measured then are left
                 out, and so is the unedited model, which was measured on all facts.
@@ -87,7 +93,11 @@ class Record:
         for name in self.configs:
             mine, watched = (_pick(t, (name,)) for t in (self.rows, self.moments))
             step = int(mine["step"].max()) if at is None else at
-            if _measured_everything(mine, step):
+            if self.configs[name]["regime"] == APART:
+                if at is None:
+                    facts = mine["case_id"].nunique()
+                    rows.append({"run": name, "facts": facts, **_apart(mine)})
+            elif _measured_everything(mine, step):
                 rows.append({"run": name, "facts": step, **_measures(mine, watched, step)})
         return pd.DataFrame(rows)
 
@@ -156,6 +166,7 @@ def _run(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "model": config["model"],
         "facts": len(config["case_ids"]),
         "at once": config["batch_size"],
+        "layers": len(config["editor_config"].get("layers", ())),
         "regime": config["regime"],
         "device": config.get("environment", {}).get("device", ""),
     }
@@ -175,6 +186,17 @@ def _shares(table: pd.DataFrame) -> dict[str, float]:
         for what in ("success", "exact"):
             found[f"{kind} {what}"] = 100 * part.groupby("case_id")[what].mean().mean()
     return found
+
+
+def _apart(rows: pd.DataFrame) -> dict[str, float]:
+    """Batches that never met: shares over all facts, each as it was right after its batch."""
+    nothing = ("edit retention", *(column for column, _ in LAST.values()))
+    seconds = float(rows.groupby("case_id")["seconds"].first().mean())
+    return (
+        _shares(rows[rows["step"] > 0])
+        | dict.fromkeys(nothing, float("nan"))
+        | {"seconds an edit": seconds, "peak MiB": float("nan")}
+    )
 
 
 def _measured_everything(rows: pd.DataFrame, step: int) -> bool:

@@ -16,8 +16,9 @@ from workbench import datasets
 from workbench.atomic import write_atomically
 from workbench.editors import EDITORS
 from workbench.editors.base import Editor
+from workbench.editors.locate.sharing import shared_targets
 from workbench.errors import DataError
-from workbench.experiment import moments, stream
+from workbench.experiment import moments, rounds, stream
 from workbench.facts import EditCase
 from workbench.metrics import score
 from workbench.model import ModelView
@@ -48,7 +49,9 @@ def run_study(
 ) -> Record:
     """Run what has not been run yet, and read the record.
 
-    A trial whose record is there is not run again; one that was interrupted goes on.
+    A trial whose record is there is not run again; one that was interrupted goes on. Targets that
+    are trained on the unedited model with equal options are trained once for all trials of the
+    call, so the seconds of an edit do not compare between trials that share them.
 
     Args:
         study: as from :func:`workbench.study`.
@@ -82,9 +85,10 @@ def run_study(
         target = out / trial.slug
         if not (target / "run.json").exists():
             mine = cases[trial.start : trial.start + study.size(trial)]
-            editor = _editor(view, trial, {} if study.is_tiny else dict(common or {}))
+            editor = editor_of(view, trial, {} if study.is_tiny else dict(common or {}))
             work = cache_dir("runs") / f"{_name(study)}-{trial.slug}"
-            _stream(view, editor, mine, study, trial, work, downstream)
+            with shared_targets(view):
+                _run(view, editor, mine, study, trial, work, downstream)
             view.reset()
             _record(work, trial, target)
             if not keep:
@@ -117,12 +121,17 @@ def _name(study: Study) -> str:
     return study.path.name
 
 
-def _editor(view: ModelView, trial: Trial, common: dict[str, Any]) -> Editor:
-    options = (common if trial.common else {}) | dict(trial.options)
-    return EDITORS[trial.editor].preset(view, trial.preset, **options)
+def editor_of(view: ModelView, trial: Trial, common: Mapping[str, Any]) -> Editor:
+    """A trial's editor for a model."""
+    options = (dict(common) if trial.common else {}) | dict(trial.options)
+    preset = EDITORS[trial.editor].preset
+    if trial.one_layer:
+        start: Any = preset(view, trial.preset, **options)
+        options["layers"] = (max(start.layers),)
+    return preset(view, trial.preset, **options)
 
 
-def _stream(
+def _run(
     view: ModelView,
     editor: Editor,
     cases: list[EditCase],
@@ -132,6 +141,9 @@ def _stream(
     downstream: Mapping[str, Any] | None,
 ) -> None:
     batch, n = study.batch_of(trial), len(cases)
+    if trial.apart:
+        rounds(work, view, editor, cases, batch_size=batch, kinds=KINDS, before=False)
+        return
     stream(
         work,
         view,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from workbench.editors.base import Editor, storage_dtype, store
 from workbench.editors.locate.contexts import RECIPES, Contexts, contexts
+from workbench.editors.locate.sharing import residual_targets
 from workbench.editors.locate.sweep import LayerWrite
-from workbench.editors.locate.targets import TargetOptions, Targets, optimize_targets
+from workbench.editors.locate.targets import TargetOptions, Targets
 from workbench.edits import Delta, Edit, WeightEdit
 from workbench.errors import OptionError, StatisticsError, did_you_mean
 from workbench.facts import EditCase, EditRequest, as_requests
@@ -202,7 +203,7 @@ class LocateEditor(Editor):
     ) -> Targets:
         """Target vectors of a batch, at the output of the highest edited block."""
         options = self.target_options()
-        return optimize_targets(view, requests, texts, max(self.layers), options)
+        return residual_targets(view, requests, texts, max(self.layers), options)
 
     @abstractmethod
     def _write(

@@ -35,9 +35,10 @@ from workbench.editors.locate.base import (
 from workbench.editors.locate.contexts import Contexts
 from workbench.editors.locate.history import grown_factor, key_gram
 from workbench.editors.locate.selection import RULES, clusters, neuron_scores, select
+from workbench.editors.locate.sharing import rewound_targets
 from workbench.editors.locate.solvers import ridge, ridge_after
 from workbench.editors.locate.sweep import Sweep
-from workbench.editors.locate.targets import Targets, optimize_targets
+from workbench.editors.locate.targets import Targets
 from workbench.editors.presets import TINY_TEXT, Preset, options_for
 from workbench.edits import Delta
 from workbench.errors import OptionError
@@ -120,18 +121,9 @@ class NSE(LocateEditor):
 
         Rewound targets depend on nothing that a stream changes; each is trained once a view.
         """
-        options, top = self.target_options(), max(self.layers)
         if not self.rewind:
-            return optimize_targets(view, requests, texts, top, options)
-        memory = view.cache.setdefault("rewound", {})
-        place = (top, options, texts.templates)
-        missing = [r for r in dict.fromkeys(requests) if (*place, r) not in memory]
-        if missing:
-            with view.pristine():
-                found = optimize_targets(view, missing, texts, top, options)
-            for i, request in enumerate(missing):
-                memory[(*place, request)] = _ends_only(found.only([i]))
-        return _joined([memory[(*place, r)] for r in requests])
+            return super()._targets(view, requests, texts)
+        return rewound_targets(view, requests, texts, max(self.layers), self.target_options())
 
     def _write(
         self,
@@ -168,22 +160,6 @@ class NSE(LocateEditor):
         """
         options = options_for(PRESETS, view, name, "NSE", 5)
         return cls(**(options | overrides))
-
-
-def _joined(parts: Sequence[Targets]) -> Targets:
-    """Targets of single edits as those of a batch, renumbered in order."""
-    return Targets(
-        torch.cat([p.z for p in parts], dim=1),
-        torch.cat([p.h0 for p in parts], dim=1),
-        [n for p in parts for n in p.updates],
-        [row | {"request": i} for i, p in enumerate(parts) for row in p.trace],
-    )
-
-
-def _ends_only(targets: Targets) -> Targets:
-    """One edit's targets with the first and the last step of their trace."""
-    ends = targets.trace[:1] + targets.trace[1:][-1:]
-    return Targets(targets.z, targets.h0, targets.updates, ends)
 
 
 @dataclass
