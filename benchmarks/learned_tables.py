@@ -201,7 +201,7 @@ def _made(
     given: Mapping[str, Any],
 ) -> None:
     """Measure one run and write its folder."""
-    editor = _editor(view, lessons, run, args, given)
+    editor = _editor(view, lessons, run, folder.parent, args, given)
     n = max(args.fewest, -(-args.edits // run.n_edits))
     with _prepared(view, editor), warnings.catch_warnings():
         # more edits at once than trained for is what is measured here
@@ -227,12 +227,14 @@ def _editor(
     view: wb.ModelView,
     lessons: wb.Lessons,
     run: Run,
+    out: Path,
     args: argparse.Namespace,
     given: Mapping[str, Any],
 ) -> wb.Editor:
     cls: Any = wb.EDITORS[run.editor]
     if not run.trained_at:
-        return _fine_tuning(view, lessons, cls, args, given.get(run.editor, {}))
+        chosen = {**_chosen_rate(out, run), **given.get(run.editor, {})}
+        return _fine_tuning(view, lessons, cls, args, chosen)
     name = f"learned-{args.model}-{args.task}-{args.seed}-{run.training_slug}.safetensors"
     path = Path(args.trained or cache_dir("editors")) / name.replace("/", "_")
     if path.is_file():
@@ -241,11 +243,18 @@ def _editor(
         if run.options or run.trained_at > 1:
             raise WorkbenchError(f"there is no {path.name}: train it with --train")
         return cls.preset(view)
-    options = {**given.get(run.editor, {}), **run.options}
+    options = {"steps": args.steps, **given.get(run.editor, {}), **run.options}
     if run.trained_at > 1:  # a step reads about as many edits as for one at a time
         batch = max(1, int(options.get("batch", 10)) // run.trained_at)
         options |= {"n_edits": run.trained_at, "batch": batch, "together": 1}
-    return cls.train(view, lessons, out=path, steps=args.steps, seed=args.seed, **options)
+    options |= given.get(run.training_slug, {})
+    return cls.train(view, lessons, out=path, seed=args.seed, **options)
+
+
+def _chosen_rate(out: Path, run: Run) -> dict[str, float]:
+    """The learning rate that fine-tuning chose for one edit at a time, if that run is there."""
+    path = out / dataclasses.replace(run, n_edits=1).slug / "run.json"
+    return {"lr": json.loads(path.read_text())["editor_config"]["lr"]} if path.exists() else {}
 
 
 def _fine_tuning(
@@ -372,7 +381,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--train", action="store_true", help="train editors that are missing")
     parser.add_argument("--trained", help="folder of trained editors; default: the cache")
     parser.add_argument("--steps", type=int, default=600, help="of training")
-    parser.add_argument("--options", help="JSON file: editor -> options of its training")
+    parser.add_argument("--options", metavar="FILE",
+                        help="JSON file: editor, or name of a training (mend_trained_25, "
+                        "mend_no_norm_trained_1) -> its options, steps among them")  # fmt: skip
     parser.add_argument("--edits", type=int, default=100, help="held-out edits of a run")
     parser.add_argument("--fewest", type=int, default=4, help="lessons of a run at least")
     parser.add_argument("--n-local", type=int, default=10, help="unrelated texts of a lesson")
