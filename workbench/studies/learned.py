@@ -172,13 +172,13 @@ _TINY = LearnedStudy(
     task="tiny",
     model="tiny",
     options={
-        "MEND": {"rank": 32, "lr": 1e-3, "rate_lr": 1e-4, "steps": 200, "validate_every": 20},
+        "MEND": {"rank": 32, "lr": 1e-3, "rate_lr": 1e-4, "steps": 120, "validate_every": 20},
         "ENN": {
             "prepared": "matrices",
             "rank": 32,
             "lr": 1e-3,
             "rate_lr": 1e-3,
-            "steps": 200,
+            "steps": 120,
             "validate_every": 20,
         },
         "KE": {
@@ -186,12 +186,12 @@ _TINY = LearnedStudy(
             "condition": 48,
             "width": 15,
             "lr": 3e-3,
-            "steps": 500,
+            "steps": 300,
             "validate_every": 50,
         },
         **{
             f"{name}_trained_25": {
-                "steps": 120,
+                "steps": 80,
                 "n_local": 10,
                 "validate_every": 20,
                 "validation": 6,
@@ -200,6 +200,7 @@ _TINY = LearnedStudy(
             for name in ("mend", "enn")
         },
     },
+    tuning=8,
     ablations=True,
     folder="learned_tiny_tiny",
 )
