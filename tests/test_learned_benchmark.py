@@ -174,6 +174,20 @@ def test_fine_tuning_chooses_its_rate_once(tmp_path: Path) -> None:
     assert found.part("at once")["edits at once"].tolist() == [1, 2]
 
 
+def test_the_papers_tasks_stand_beside_ours(record: wb.LearnedRecord) -> None:
+    table = wb.learned_gaps({"qa": record}).set_index(["task", "editor", "metric"])
+    mend = table.loc["qa", "MEND", "edit success"]
+    ours = record.table.set_index("editor").loc["MEND"]
+    assert mend["paper"] == 98 and mend["ours"] == pytest.approx(100 * ours["edit success"])
+    assert mend["gap"] == pytest.approx(mend["ours"] - 98) and mend["our model"] == "tiny"
+    lost = table.loc["qa", "MEND", "drawdown"]
+    assert lost["paper"] == 0.2 and lost["ours"] == pytest.approx(100 * ours["drawdown"])
+    alone = table.loc[[("fc", "ENN", "edit success"), ("qa", "KE", "drawdown")]]
+    assert alone["ours"].isna().all() and alone["paper"].tolist() == [99, 0.1]
+    with pytest.raises(OptionError, match="task='tiny' is in no table"):
+        wb.learned_gaps({"tiny": record})
+
+
 SHIPPED = [s for each in LEARNED_STUDIES.values() for s in each.values() if s.folder]
 
 

@@ -10,7 +10,7 @@ from workbench.studies.learned import (
 )
 from workbench.studies.papers import STUDIES, study
 from workbench.studies.records import Record, recorded
-from workbench.studies.reported import gaps, published
+from workbench.studies.reported import gaps, learned_gaps, published
 from workbench.studies.running import facts_of, run_study
 from workbench.studies.teaching import run_learned
 
@@ -24,6 +24,7 @@ __all__ = [
     "Trial",
     "gaps",
     "facts_of",
+    "learned_gaps",
     "learned_record",
     "learned_study",
     "published",

@@ -147,6 +147,21 @@ class LearnedStudy:
             ]
         return tuple(t for t in found if t.editor in self.editors)
 
+    def table(self) -> pd.DataFrame:
+        """One row a trial: ``trial, table, edits at once, trained for, options``."""
+        return pd.DataFrame(
+            [
+                {
+                    "trial": t.name,
+                    "table": t.table,
+                    "edits at once": t.n_edits,
+                    "trained for": t.trained_at or None,
+                    "options": ", ".join(f"{k}={v}" for k, v in t.options.items()),
+                }
+                for t in self.trials
+            ]
+        )
+
     def only(self, *editors: str) -> LearnedStudy:
         """The same with some of the editors.
 
