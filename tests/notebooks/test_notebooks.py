@@ -30,6 +30,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "batch": 2,
         "trials": ("CoachHook, 4 layers", "MEMIT"),
     },
+    "mend_learned_editors": {
+        "live": True,
+        "edits": 2,
+        "steps": 2,
+        "at_once": (1, 3),
+        "trained_at": (1,),
+        "ablations": False,
+        "editors": ("MEND", "ENN"),
+    },
     "nse_sequential": {
         "live": True,
         "edits": 4,
