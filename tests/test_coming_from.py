@@ -49,7 +49,7 @@ UNWATCHED = ("perplexity", "hidden_shift", "upstream")
 #: What every training is told besides, and what replaces its own numbers.
 TAUGHT = {"steps": 1, "batch": 2, "together": 2, "validation": 1, "evaluation": 1}
 #: A script that is run once, on the tiny model with small numbers.
-LEARNED = "--edits 2 --fewest 2 --steps 1 --at-once --trained-at --no-ablations --only KE"
+LEARNED = "--edits 2 --fewest 2 --at-once --trained-at --no-ablations --only KE"
 #: Study → the one trial that is run.
 TRIALS = {"nse_sequential": "NSE", "coachhook_consecutive": "CoachHook, 1 layer"}
 
@@ -207,14 +207,18 @@ def _lessons(top: Path) -> list[Path]:
     said = [f"{c.request.text} {c.request.target_true} ." for c in cases]
     passages = "\n".join(" ".join(said[i : i + 12]) for i in range(0, 108, 3))
     asked = [(f"Where does {c.request.subject} live?", c.request.target_true) for c in cases]
-    decao = {"output": [{"answer": "X"}], "filtered_rephrases": ["Klara is at home in?"]}
+    decao = [
+        {"input": q, "output": [{"answer": a}], "alternatives": ["Oslo"]}
+        | {"filtered_rephrases": [f"{q[:-1]} now?"]}
+        for q, a in asked[:40]
+    ]
     claims = [{"id": i, "label": ("SUPPORTS", "REFUTES")[i % 2], "claim": f"Claim {i} is so."}
               for i in range(60)]  # fmt: skip
     nq = [{"question": f"question {i} of others", "answer": ["yes"]} for i in range(40)]
     files = {
         "zsre_train.tsv": "".join(f"{q}\t{a}\n" for q, a in asked[:80]),
         "zsre_dev.tsv": "".join(f"{q}\t{a}\n" for q, a in asked[80:]),
-        "zsre_decao.jsonl": json.dumps({"input": asked[0][0], **decao}) + "\n",
+        "zsre_decao.jsonl": "".join(json.dumps(d) + "\n" for d in decao),
         "fever.jsonl": "".join(json.dumps(c) + "\n" for c in claims),
         "nq.jsonl": "".join(json.dumps(q) + "\n" for q in nq),
         "wikitext.txt": passages,
@@ -277,7 +281,7 @@ def test_the_line_runs(line, world, tmp_path, monkeypatch, capsys):
     if line.startswith(">>> "):
         _run_python(line.removeprefix(">>> "), world)
     elif line.startswith("python "):
-        _run_script(shlex.split(line)[1:], tmp_path, monkeypatch)
+        _run_script(shlex.split(line)[1:], world, tmp_path, monkeypatch)
     else:
         words = small(line, world, str(tmp_path / "run"))
         code = cli.main(words)
@@ -303,9 +307,15 @@ def _run_python(line: str, world: dict[str, str]) -> None:
     assert not hasattr(found, "__len__") or len(found)
 
 
-def _run_script(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_script(
+    words: list[str], world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "learned_tables" in words[0]:
-        more = [*words[1:], *LEARNED.split(), "--model", "tiny", "--data", "none"]
+        fast = tmp_path / "options.json"
+        fast.write_text(json.dumps({"KE": TAUGHT}))
+        more = [*words[1:], *LEARNED.split(), "--model", "tiny", "--options", str(fast)]
+        if "qa" in words:
+            more += ["--data", world["zsre_train.tsv"]]
         out = tmp_path / "record"
         monkeypatch.setattr(sys, "argv", [*words[:1], *more, "--out", str(out)])
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
@@ -335,6 +345,7 @@ def _more(command: str, said: str) -> list[str]:
     """What a line is told besides."""
     if command == "train":
         more = [f"--option {k}={v}" for k, v in TAUGHT.items() if k != "steps"]
+        more += ["--option validation_local=1"]
         size = "--limit 24" if "--task gen" in said else ""
         return [*more, "--steps 1", "--out editor.safetensors", size]
     if command not in ("stream", "score"):
