@@ -207,7 +207,12 @@ _MANY = {"n_local": 10, "validation": 6, "evaluation": 8}
 _TINY = LearnedStudy(
     task="tiny",
     model="tiny",
-    options={**_SHIPPED, "mend_trained_25": _MANY, "enn_trained_25": _MANY},
+    options={
+        **_SHIPPED,
+        "mend_trained_25": _MANY,
+        # the gradient is a mean over edits: a 25th, and so many times the step
+        "enn_trained_25": {**_MANY, "edit_lr": 0.25, "rate_lr": 1e-2},
+    },
     edits=60,
     tuning=4,
     ablations=True,
