@@ -46,6 +46,10 @@ OPTIONS = (
 )
 #: Metrics that a stream is told to leave out, unless the line names them.
 UNWATCHED = ("perplexity", "hidden_shift", "upstream")
+#: What every training is told besides, and what replaces its own numbers.
+TAUGHT = {"steps": 1, "batch": 2, "together": 2, "validation": 1, "evaluation": 1}
+#: A script that is run once, on the tiny model with small numbers.
+LEARNED = "--edits 2 --fewest 2 --at-once --trained-at --no-ablations --only KE"
 #: Study → the one trial that is run.
 TRIALS = {
     "nse_sequential": "NSE",
@@ -118,13 +122,23 @@ THEIRS = {
         "experiment=qa experiment=scotus experiment=hallucination experiment.cbase "
         "experiment.dataset max_n_edits metric_period batch_size pretrain"
     ),
+    "MEND: `run.py`": (
+        "+alg=mend +alg=efk +alg=enn +alg=ft +experiment=gen +experiment=qa +experiment=fc +model "
+        "lr edit_lr lr_lr opt grad_clip cedit cloc cbase batch_size val_batch_size accumulate_bs "
+        "max_iters val_interval val_steps early_stop_patience seed eval_only archive half "
+        "no_grad_layers dropout train_base data.path data.rephrase data.zsre_nq data.nq_path "
+        "data.wiki_webtext data.n_edits model.inner_params model.pt mend.rank mend.n_hidden "
+        "mend.norm mend.init mend.x_only mend.delta_only mend.shared mend.one_sided mend.combine "
+        "mend.act mend.mlp_class mend.hidden_dim enn.first_order enn.n_edit_steps ft.rank "
+        "ft.opt ft.time_limit ft.init_std"
+    ),
 }
 
 
 @pytest.mark.parametrize("section", THEIRS)
 def test_every_option_of_theirs_is_answered(section):
     told = " ".join(r.theirs for r in ROWS if r.section == section)
-    names = set(re.findall(r"[\w.=-]+", told))
+    names = set(re.findall(r"[+\w.=-]+", told))
     missing = [x for x in THEIRS[section].split() if not any(_names(x, n) for n in names)]
     assert not missing
 
@@ -143,9 +157,12 @@ def test_every_row_has_a_line_or_a_reason():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Any, tokenizer: Any
+) -> dict[str, str]:
     """Names of the page → small files and finished runs."""
     top = tmp_path_factory.mktemp("world")
+    _classifier(top / "classifier", make_model, tokenizer)
     facts = [_parts(case) for case in wb.datasets.tiny(limit=3)]
     files = {
         "counterfact": [_counterfact(i, f) for i, f in enumerate(facts)],
@@ -158,6 +175,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, content in files.items():
         (top / f"{name}.json").write_text(json.dumps(content))
     (top / "texts.txt").write_text("Klara Farnfeld is a pilot.\n")
+    taught = _lessons(top)
     tasks = str(write_tasks(top / "tasks"))
     moment = {"mom2.mom2": np.eye(512) * 1e5, "mom2.count": np.array(100_000)}
     np.savez(top / "moment.npz", **moment)
@@ -177,8 +195,48 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "attribute_snippets.json": str(top / "snippets.json"),
         "zsre_mend_eval.json": str(top / "zsre.json"),
         "counterfact-edit.json": str(top / "easyedit.json"),
+        "CLASSIFIER": str(top / "classifier"),
+        **{path.name: str(path) for path in taught},
         **{name: str(top / f"{name}.json") for name in FETCHED},
     }
+
+
+def _classifier(folder: Path, make_model: Any, tokenizer: Any) -> None:
+    """A random encoder of two labels."""
+    model = make_model("bert")
+    model.config.id2label = {0: "REFUTES", 1: "SUPPORTS"}
+    model.config.label2id = {"REFUTES": 0, "SUPPORTS": 1}
+    model.classifier = type(model.classifier)(model.config.hidden_size, 2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _lessons(top: Path) -> list[Path]:
+    """What learned editors are taught with: questions, claims and texts of the tiny world."""
+    cases = wb.datasets.tiny(limit=120)
+    said = [f"{c.request.text} {c.request.target_true} ." for c in cases]
+    passages = "\n".join(" ".join(said[i : i + 12]) for i in range(0, 108, 3))
+    asked = [(f"Where does {c.request.subject} live?", c.request.target_true) for c in cases]
+    decao = [
+        {"input": q, "output": [{"answer": a}], "alternatives": ["Oslo"]}
+        | {"filtered_rephrases": [f"{q[:-1]} now?"]}
+        for q, a in asked[:40]
+    ]
+    claims = [{"id": i, "label": ("SUPPORTS", "REFUTES")[i % 2], "claim": f"Claim {i} is so."}
+              for i in range(60)]  # fmt: skip
+    nq = [{"question": f"question {i} of others", "answer": ["yes"]} for i in range(40)]
+    files = {
+        "zsre_train.tsv": "".join(f"{q}\t{a}\n" for q, a in asked[:80]),
+        "zsre_dev.tsv": "".join(f"{q}\t{a}\n" for q, a in asked[80:]),
+        "zsre_decao.jsonl": "".join(json.dumps(d) + "\n" for d in decao),
+        "fever.jsonl": "".join(json.dumps(c) + "\n" for c in claims),
+        "nq.jsonl": "".join(json.dumps(q) + "\n" for q in nq),
+        "wikitext.txt": passages,
+        "webtext.txt": passages,
+    }
+    for name, content in files.items():
+        (top / name).write_text(content)
+    return [top / name for name in files]
 
 
 def _parts(case: wb.EditCase) -> dict[str, Any]:
@@ -228,10 +286,12 @@ def _easyedit(fact: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("line", LINES)
 def test_the_line_runs(line, world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    if "train(" in line or "learned_tables" in line:
+        monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
     if line.startswith(">>> "):
         _run_python(line.removeprefix(">>> "), world)
     elif line.startswith("python "):
-        _run_script(shlex.split(line)[1:], tmp_path, monkeypatch)
+        _run_script(shlex.split(line)[1:], world, tmp_path, monkeypatch)
     else:
         words = small(line, world, str(tmp_path / "run"))
         code = cli.main(words)
@@ -244,7 +304,12 @@ def test_the_line_runs(line, world, tmp_path, monkeypatch, capsys):
 
 def _run_python(line: str, world: dict[str, str]) -> None:
     view = wb.load("tiny-bert" if "topics_task" in line else "tiny")
-    names = {"wb": wb, "view": view, "cases": list(wb.datasets.tiny(limit=2))}
+    n = 40 if ".train(" in line else 2
+    for name, value in TAUGHT.items() if n > 2 else ():
+        line = re.sub(rf"\b{name}=\d+", f"{name}={value}", line)
+    missing = [f"{k}={v}" for k, v in TAUGHT.items() if f"{k}=" not in line]
+    line = line.replace("(view, cases", ", ".join(["(view, cases", *missing])) if n > 2 else line
+    names = {"wb": wb, "view": view, "cases": list(wb.datasets.tiny(limit=n))}
     names |= {name: world[name] for name in ("RUN", "NPZ")}
     if "wb.lifelong(" in line:  # a run of its own, with files where the line looks for them
         names |= {"RUN": "lifelong", "task": wb.tasks.tiny_task(view, limit=2, upstream=2)}
@@ -276,7 +341,20 @@ def _write_streams(folder: Path, view: wb.ModelView) -> None:
     (folder / "hallucination.json").write_text(json.dumps(parts))
 
 
-def _run_script(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_script(
+    words: list[str], world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "learned_tables" in words[0]:
+        fast = tmp_path / "options.json"
+        fast.write_text(json.dumps({"KE": TAUGHT}))
+        more = [*words[1:], *LEARNED.split(), "--model", "tiny", "--options", str(fast)]
+        if "qa" in words:
+            more += ["--data", world["zsre_train.tsv"]]
+        out = tmp_path / "record"
+        monkeypatch.setattr(sys, "argv", [*words[:1], *more, "--out", str(out)])
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        assert (out / "table.csv").is_file()
+        return
     script, study, *more = words
     given = ["--model", "tiny", "--edits", "2"]
     given += ["--batch", "1", "--only", TRIALS[study]] if study in TRIALS else ["--only", "GRACE"]
@@ -300,6 +378,11 @@ def small(line: str, world: dict[str, str], out: str) -> list[str]:
 
 def _more(command: str, said: str) -> list[str]:
     """What a line is told besides."""
+    if command == "train":
+        more = [f"--option {k}={v}" for k, v in TAUGHT.items() if k != "steps"]
+        more += ["--option validation_local=1"]
+        size = "--limit 24" if "--task gen" in said else ""
+        return [*more, "--steps 1", "--out editor.safetensors", size]
     if command not in ("stream", "score"):
         return []
     more = [] if "--limit" in said else ["--limit 2"]

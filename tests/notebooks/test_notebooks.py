@@ -42,6 +42,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "sequences": ("MEMIT, 64 at once", "MEMIT, 1 at once"),
     },
     "forgetting_curves": {"live": True, "edits": 4, "trials": ("ROME", "MEMIT")},
+    "mend_learned_editors": {
+        "live": True,
+        "edits": 2,
+        "steps": 2,
+        "at_once": (1, 3),
+        "trained_at": (1,),
+        "ablations": False,
+        "editors": ("MEND", "ENN"),
+    },
     "nse_sequential": {
         "live": True,
         "edits": 4,

@@ -116,6 +116,12 @@ TRAIN: tuple[Argument, ...] = (
             "%(default)s)",
         },
     ),
+    ("--local", {"metavar": "FILE", "help": "of unrelated texts, where --locality names a source"}),
+    ("--validation", {"metavar": "FILE", "help": "what is held out (default: a share of DATA)"}),
+    (
+        "--rewordings",
+        {"metavar": "FILE", "help": "De Cao's questions or claims with filtered rephrasings"},
+    ),
     ("--limit", _number("only the first records")),
     ("--steps", {"type": int, "default": 1000, "help": "optimizer steps (default: 1000)"}),
     ("--seed", {"type": int, "default": 0, "help": "of the lessons and of the beginning"}),

@@ -23,6 +23,9 @@ __all__ = ["train"]
 #: Columns of a training that are printed.
 SHOWN = ("step", "train_edit", "train_local", "edit", "local", "success", "drawdown")
 
+#: Files of a task beside its data.
+FILES = ("local", "validation", "rewordings")
+
 
 def train(args: argparse.Namespace) -> int:
     cls = _learned(args.editor)
@@ -60,8 +63,11 @@ def _lessons(view: ModelView, args: argparse.Namespace) -> Lessons:
             raise OptionError("say what to learn from: --data tiny, --data FILE, or --task gen.")
         data = None if args.data == "tiny" else args.data
         task = args.task or "tiny"
-        found = make_lessons(
-            view, task, data=data, locality=args.locality, limit=args.limit, seed=args.seed
+        files = {name: getattr(args, name) for name in FILES}
+        return make_lessons(
+            view, task, data=data, locality=args.locality, limit=args.limit, seed=args.seed, **files
         )
-        return found
+    for name in FILES:
+        if getattr(args, name) is not None:
+            raise OptionError(f"--{name} is for lessons of a task: say which with --task.")
     return Lessons.from_cases(load_cases(args.data, limit=args.limit), seed=args.seed)

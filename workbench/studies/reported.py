@@ -12,8 +12,16 @@ import pandas as pd
 
 from workbench.errors import DataError, OptionError, did_you_mean
 from workbench.places import shipped
+from workbench.studies.learned import LearnedRecord
 
-__all__ = ["gaps", "published"]
+__all__ = ["gaps", "learned_gaps", "published"]
+
+#: Task of learned editors → model and data of the paper's table of it.
+MEND_TASKS = {
+    "qa": ("BART-base", "zsRE"),
+    "gen": ("distilGPT-2", "WikiText"),
+    "fc": ("BERT-base", "FEVER"),
+}
 
 COLUMNS = ("paper", "table", "model", "data", "edits", "batch", "editor", "metric", "value")
 
@@ -98,3 +106,52 @@ def gaps(
     if table.duplicated(["editor", "metric"]).any():
         raise DataError("the published rows hold several settings: filter them to one.")
     return table
+
+
+def learned_gaps(records: Mapping[str, LearnedRecord]) -> pd.DataFrame:
+    """MEND's table of small models (arXiv 2110.11309, table 4) and ours beside it.
+
+    Args:
+        records: task → record; a task without a record stands there with the paper's numbers alone.
+            The tiny world is in no paper: its record does not belong here.
+
+    Returns:
+        One row a task, editor and metric (``edit success`` and ``drawdown``; % and points, of
+        perplexity for ``gen``): ``task, editor, metric, paper's model, paper, our model, ours,
+        gap`` (ours less the paper's).
+
+    Raises:
+        OptionError: for a task that the paper does not have.
+
+    Example:
+        >>> wb.learned_gaps({})["paper"].notna().all()
+        True
+    """
+    for task in records:
+        if task not in MEND_TASKS:
+            raise OptionError(f"task={task!r} is in no table." + did_you_mean(task, MEND_TASKS))
+    return pd.concat([_task_gaps(t, records.get(t)) for t in MEND_TASKS], ignore_index=True)
+
+
+def _task_gaps(task: str, record: LearnedRecord | None) -> pd.DataFrame:
+    model, data = MEND_TASKS[task]
+    paper = published("MEND", table="4", model=model, data=data)
+    own = record.part("editors").set_index("editor") if record is not None else pd.DataFrame()
+    ours = {}
+    for editor in own.index:
+        points = 100.0 if own.loc[editor, "unit"] == "accuracy" else 1.0
+        ours[editor, "edit success"] = 100.0 * own.loc[editor, "edit success"]
+        ours[editor, "drawdown"] = points * own.loc[editor, "drawdown"]
+    mine = [ours.get((r.editor, r.metric), float("nan")) for r in paper.itertuples()]
+    our_model = next(iter(record.configs.values()))["model"] if record is not None else ""
+    return pd.DataFrame(
+        {
+            "task": task,
+            "editor": paper["editor"],
+            "metric": paper["metric"],
+            "paper's model": model,
+            "paper": paper["value"],
+            "our model": our_model,
+            "ours": mine,
+        }
+    ).assign(gap=lambda t: t["ours"] - t["paper"])
