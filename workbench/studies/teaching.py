@@ -209,7 +209,9 @@ def _prepared(view: ModelView, editor: Any) -> Iterator[None]:
 def _training(editor: Any) -> dict[str, Any]:
     if not isinstance(editor, LearnedEditor):
         return {}
-    return {k: v for k, v in editor.trained().training.items() if k != "lessons"}
+    found = editor.trained()
+    kept = {k: v for k, v in found.training.items() if k != "lessons"}
+    return {"settings": dict(found.settings)} | kept
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
