@@ -8,7 +8,7 @@ studies, whether a suite is run or its record is read makes no difference to a n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,7 @@ def _trials(
     rate: float,
     *,
     steps: int | None = None,
-    others: int | None = None,
-    memories: int | None = None,
+    fewer: Mapping[str, int] | None = None,
     rome: bool = False,
     preset: str = "default",
 ) -> tuple[Trial, ...]:
@@ -157,27 +156,29 @@ def _trials(
     Args:
         rate: Adam's, for fine-tuning.
         steps: of the memories; None takes their presets'.
-        others: edits of all but GRACE; None: as many.
-        memories: edits of Defer and MemoryNetwork; None: as the others.
+        fewer: editor → its edits, where they are not the suite's.
         rome: whether the task names subjects.
         preset: of all.
     """
     tuned = {"steps": 100, "lr": rate, "stop": "correct"}
     taught: dict[str, Any] = {} if steps is None else {"steps": steps}
+
+    def trial(name: str, options: dict[str, Any], **more: Any) -> Trial:
+        n = (fewer or {}).get(name)
+        return Trial(name=name, editor=name, options=options, edits=n, **more)
+
     trials = (
-        Trial(name="GRACE", editor="GRACE", options=taught, preset=preset),
-        Trial(name="FT", editor="FT", options=tuned, edits=others),
-        *(
-            Trial(name=n, editor=n, options=taught, preset=preset, edits=memories or others)
-            for n in ("MemoryNetwork", "Defer")
-        ),
-        Trial(name="FTEWC", editor="FTEWC", options=tuned, edits=others),
-        Trial(name="FTRetrain", editor="FTRetrain", options=tuned, edits=others),
+        trial("GRACE", taught, preset=preset),
+        trial("FT", tuned),
+        trial("MemoryNetwork", taught, preset=preset),
+        trial("Defer", taught, preset=preset),
+        trial("FTEWC", tuned),
+        trial("FTRetrain", tuned),
     )
-    more = Trial(name="ROME", editor="ROME", preset=preset, common=False, edits=others)
-    return (*trials, more) if rome else trials
+    return (*trials, trial("ROME", {}, preset=preset, common=False)) if rome else trials
 
 
+_BASELINES = ("FT", "MemoryNetwork", "Defer", "FTEWC", "FTRetrain", "ROME")
 _NO_PAPER = "a tiny model of an invented world: no number of the paper compares"
 _ZSRE = Suite(
     task="zsre",
@@ -185,7 +186,7 @@ _ZSRE = Suite(
     model="smollm2-135m",
     edits=100,
     # answers of a few tokens are learned in 40 steps of the published 100
-    trials=_trials(5e-4, steps=40, others=30, rome=True),
+    trials=_trials(5e-4, steps=40, rome=True, fewer=dict.fromkeys(_BASELINES, 30)),
     every=15,
     sample=15,
     upstream=30,
@@ -200,8 +201,12 @@ _TOPICS = Suite(
     task="topics",
     setting="default",
     model="minilm-l6",
-    edits=60,
-    trials=_trials(5e-4, steps=40, memories=30),
+    edits=300,
+    trials=_trials(
+        5e-4,
+        steps=40,
+        fewer={"GRACE": 60, "MemoryNetwork": 60, "Defer": 60, "FTEWC": 30, "FTRetrain": 100},
+    ),
     every=15,
     upstream=100,
     words=64,
@@ -216,7 +221,7 @@ _HALLUCINATION = Suite(
     setting="default",
     model="smollm2-135m",
     edits=8,
-    trials=_trials(5e-4, others=5),
+    trials=_trials(5e-4, fewer=dict.fromkeys(_BASELINES, 5)),
     every=4,
     upstream=20,
     accurate=20,
@@ -232,7 +237,7 @@ _TINY = Suite(
     setting="default",
     model="tiny-t5",
     edits=300,
-    trials=_trials(5e-3, memories=30),
+    trials=_trials(5e-3, fewer={"MemoryNetwork": 12, "Defer": 12}),
     every=50,
     upstream=200,
     reason=_NO_PAPER,
