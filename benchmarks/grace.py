@@ -44,6 +44,7 @@ def main() -> None:
         "model": view.name,
         "device": str(view.device),
         "threads": torch.get_num_threads(),
+        "repeats": args.repeats,
     }
     parts: dict[str, Callable[[], Any]] = {
         "search": lambda: _search(args.stored, args.width, args.repeats, args.device),

@@ -186,7 +186,12 @@ _ZSRE = Suite(
     model="smollm2-135m",
     edits=100,
     # answers of a few tokens are learned in 40 steps of the published 100
-    trials=_trials(5e-4, steps=40, rome=True, fewer=dict.fromkeys(_BASELINES, 30)),
+    trials=_trials(
+        5e-4,
+        steps=40,
+        rome=True,
+        fewer=dict.fromkeys(_BASELINES, 30) | {"MemoryNetwork": 10, "Defer": 10},
+    ),
     every=15,
     sample=15,
     upstream=30,
