@@ -253,5 +253,8 @@ def test_training_an_editor_and_editing_with_it(tmp_path, monkeypatch, capsys):
     assert "success" in said and f"trained: {out}" in said and out.is_file()
     assert cli.main([*words[:1], "grace", *words[2:]]) == 2
     assert "cannot be trained. Known: efk, enn, ke, mend" in capsys.readouterr().err
+    words = ["train", "mend", "--model", "tiny", "--data", str(data), "--validation", str(data)]
+    assert cli.main(words) == 2
+    assert "--validation is for lessons of a task: say which with --task" in capsys.readouterr().err
     assert cli.main(["train", "mend", "--model", "tiny"]) == 2
     assert "--data tiny" in capsys.readouterr().err
