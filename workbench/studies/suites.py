@@ -190,7 +190,7 @@ _ZSRE = Suite(
         5e-4,
         steps=40,
         rome=True,
-        fewer=dict.fromkeys(_BASELINES, 30) | {"MemoryNetwork": 10, "Defer": 10},
+        fewer=dict.fromkeys(_BASELINES, 30),
     ),
     every=15,
     sample=15,
