@@ -26,7 +26,7 @@ from work import prepared
 import workbench as wb
 from workbench import atomic
 from workbench.errors import StorageError
-from workbench.experiment import save_stack
+from workbench.experiment import running, save_stack
 from workbench.model import ModelView
 from workbench.stats import second_moments
 
@@ -53,7 +53,9 @@ WRITERS: dict[str, Writer] = {
 
 
 @pytest.fixture
-def view(make_view: Any) -> ModelView:
+def view(make_view: Any, monkeypatch: pytest.MonkeyPatch) -> ModelView:
+    # a slow machine writes as often as a fast one
+    monkeypatch.setattr(running, "SAY_EVERY", 1e9)
     return prepared(make_view("llama"))
 
 
