@@ -94,13 +94,14 @@ def sweep(folder: Path) -> None:
                     part.unlink()
 
 
-def try_lock(path: Path) -> IO[str] | None:
+def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
     """Hold a lock until the handle is closed or the process ends, however it ends.
 
     Where the system knows no such locks it is always had.
 
     Args:
         path: of the lock's own file; made if missing, with its folder.
+        shared: others may hold it at once if they share it, too; for a look.
 
     Returns:
         The handle; None if another holds it.
@@ -121,7 +122,7 @@ def try_lock(path: Path) -> IO[str] | None:
     except ImportError:
         return handle
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         handle.close()
         return None

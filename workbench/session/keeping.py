@@ -33,6 +33,8 @@ __all__ = ["Held", "Keeper", "Kept", "sessions_dir"]
 
 FORMAT = "workbench-session/1"
 STATE, EDITS, LOCK = "session.json", "edits", ".lock"
+#: How often, and how far apart, a lock is asked for that a glance may hold.
+GLANCES, GLANCE_SECONDS = 10, 0.05
 #: Sessions of one model that are kept after they ended; the oldest go.
 KEPT = 5
 
@@ -147,7 +149,7 @@ class Keeper:
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if folder == self.folder or not (folder / STATE).is_file():
                 continue
-            lock = try_lock(folder / LOCK)
+            lock = try_lock(folder / LOCK, shared=True)
             if lock is not None:
                 with lock, suppress(WorkbenchError, KeyError, TypeError):
                     found.append(_kept(folder))
@@ -160,7 +162,7 @@ class Keeper:
         Raises:
             BusyError: if it goes on elsewhere. DataError: if a file of it is damaged.
         """
-        lock = try_lock(path / LOCK)
+        lock = _patient_lock(path / LOCK)
         if lock is None:
             raise BusyError(f"the session in {path} is open elsewhere: close it there first.")
         try:
@@ -270,3 +272,13 @@ def _case(found: Mapping[str, Any]) -> EditCase:
     probes: Sequence[Probe] = [Probe(**p) for p in found["probes"]]
     request = EditRequest(**found["request"])
     return EditCase(request=request, probes=tuple(probes), case_id=found["id"], tags=found["tags"])
+
+
+def _patient_lock(path: Path) -> IO[str] | None:
+    """The lock, though another process may be glancing at the session; None if it is open there."""
+    for _ in range(GLANCES):
+        lock = try_lock(path)
+        if lock is not None:
+            return lock
+        time.sleep(GLANCE_SECONDS)
+    return None
