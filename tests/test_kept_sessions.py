@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from workbench import atomic
 from workbench.demo import weights_digest
 from workbench.errors import BusyError, DataError, OptionError
 from workbench.session import Session
-from workbench.session.keeping import KEPT, sessions_dir
+from workbench.session.keeping import KEPT, LOCK, sessions_dir
 
 
 @pytest.fixture
@@ -69,6 +70,21 @@ def test_a_session_comes_back_as_it_was(view: wb.ModelView) -> None:
     end(again)
     (kept,) = Session(view, autosave=True).earlier()
     assert kept.n_edits == 3, "one that was restored is kept in turn, in its old place"
+
+
+def test_a_look_at_ended_sessions_keeps_nobody_from_them(view: wb.ModelView) -> None:
+    session = worked(view, 1)
+    folder = session._keeper.folder  # type: ignore[union-attr]
+    end(session)
+    again = Session(view, autosave=True)
+    look = atomic.try_lock(folder / LOCK, shared=True)  # as another process looks
+    assert look is not None
+    (kept,) = again.earlier()
+    over = threading.Timer(0.1, look.close)
+    over.start()
+    assert len(again.restore(kept)) == 1
+    over.join()
+    assert atomic.try_lock(folder / LOCK, shared=True) is None, "now it is open: no look helps"
 
 
 def test_what_a_stream_had_finished_comes_back(view: wb.ModelView, tmp_path: Path) -> None:
