@@ -29,7 +29,7 @@ from workbench.edits import Edit, load_edit
 from workbench.errors import BusyError, DataError, OptionError
 from workbench.fingerprint import seal, unseal
 
-__all__ = ["MOMENT_COLUMNS", "ROW_COLUMNS", "RunFolder", "is_run"]
+__all__ = ["MOMENT_COLUMNS", "ROW_COLUMNS", "RunFolder", "csv_gz", "is_run"]
 
 FORMAT = "workbench-run/1"
 ROW_COLUMNS = (
@@ -153,7 +153,7 @@ class RunFolder:
     def finish(self) -> pd.DataFrame:
         """Write the whole tables beside the parts; returns the rows."""
         rows, moments = self.rows(), self.moments()
-        payload = gzip.compress(rows.to_csv(index=False).encode(), mtime=0)
+        payload = csv_gz(rows)
         write_atomically(self.path / "rows.csv.gz", payload)
         write_atomically(self.path / "moments.csv", moments.to_csv(index=False).encode())
         return rows
@@ -345,3 +345,8 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def _digest(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
+
+
+def csv_gz(table: pd.DataFrame) -> bytes:
+    """A table as gzipped CSV: the same bytes for the same table, whenever it is written."""
+    return gzip.compress(table.to_csv(index=False).encode(), mtime=0)

@@ -19,7 +19,7 @@ import pandas as pd
 from workbench.errors import OptionError, did_you_mean
 from workbench.places import cache_dir, shipped
 
-__all__ = ["TINY", "Study", "Trial"]
+__all__ = ["TINY", "Study", "Trial", "file_name", "record_path", "require_trials"]
 
 #: The models whose facts are the tiny world's.
 TINY = ("tiny",)
@@ -110,10 +110,7 @@ class Study:
         Raises:
             OptionError: for a name that no trial has.
         """
-        known = [t.name for t in self.trials]
-        for name in names:
-            if name not in known:
-                raise OptionError(f"no trial is called {name!r}." + did_you_mean(name, known))
+        require_trials(names, [t.name for t in self.trials])
         return replace(self, trials=tuple(t for t in self.trials if t.name in names))
 
     def size(self, trial: Trial) -> int:
@@ -131,10 +128,8 @@ class Study:
     @property
     def path(self) -> Path:
         """Where the record lies: shipped with the package, or in the cache of runs."""
-        if self.folder:
-            return shipped("results") / self.folder
-        model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).name)
-        return cache_dir("runs") / f"{self.name}-{model}-{self.edits}-{self.batch}"
+        model = file_name(self.model)
+        return record_path(self.folder, f"{self.name}-{model}-{self.edits}-{self.batch}")
 
     def table(self) -> pd.DataFrame:
         """One row a trial: ``trial, editor, facts, at once, options``; where trials differ in it
@@ -153,6 +148,27 @@ class Study:
             ]
         )
         return table if table["batches"].nunique() > 1 else table.drop(columns="batches")
+
+
+def require_trials(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that no trial has.
+
+    Raises:
+        OptionError: naming it, and one that is like it.
+    """
+    for name in names:
+        if name not in known:
+            raise OptionError(f"no trial is called {name!r}." + did_you_mean(name, list(known)))
+
+
+def record_path(folder: str, otherwise: str) -> Path:
+    """Where a record lies: a folder shipped with the package, else one in the cache of runs."""
+    return shipped("results") / folder if folder else cache_dir("runs") / otherwise
+
+
+def file_name(model: str) -> str:
+    """The name of a model, hub id or path, as part of a folder's."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(model).name)
 
 
 def _options(trial: Trial) -> str:

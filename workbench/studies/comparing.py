@@ -6,7 +6,6 @@ it writes freely about the edited subjects, and how much memory an editor took.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
@@ -31,8 +30,9 @@ from workbench.metrics.writing import Snippets, free_writing
 from workbench.model import ModelView
 from workbench.places import shipped
 from workbench.pretrained import load
+from workbench.runs import csv_gz
 from workbench.studies.base import Study
-from workbench.studies.running import KINDS, editor_of, facts_of
+from workbench.studies.running import KINDS, editor_of, facts_of, named
 
 __all__ = ["EXTRA", "peak_memory", "recorded_comparison", "run_comparison"]
 
@@ -233,10 +233,8 @@ def _write(
     folder: Path, row: pd.DataFrame, grid: pd.DataFrame, beside: _Beside, about: dict[str, Any]
 ) -> None:
     """Numbers and ids, without texts; ``run.json`` last."""
-    options = about.get("editor_config", {})
-    if options.get("corpus"):
-        options = options | {"corpus": Path(options["corpus"]).name}  # a file, wherever it lay
-        about = about | {"editor_config": options}
+    if "editor_config" in about:
+        about = about | {"editor_config": named(about["editor_config"])}
     config = about | {
         "regime": "one batch, apart",
         "model": beside.view.name,
@@ -248,8 +246,7 @@ def _write(
         "environment": environment(beside.view),
     }
     write_atomically(folder / "summary.csv", row.to_csv(index=False).encode())
-    table = grid.drop(columns=TEXTS).round(4).to_csv(index=False).encode()
-    write_atomically(folder / "grid.csv.gz", gzip.compress(table, mtime=0))
+    write_atomically(folder / "grid.csv.gz", csv_gz(grid.drop(columns=TEXTS).round(4)))
     write_atomically(folder / "run.json", json.dumps(config, indent=1).encode())
 
 

@@ -20,7 +20,8 @@ import pandas as pd
 
 from workbench.editors.learned.judging import lesson_summary
 from workbench.errors import DataError, OptionError, did_you_mean
-from workbench.places import cache_dir, shipped
+from workbench.places import shipped
+from workbench.studies.base import file_name, record_path, require_trials
 
 __all__ = ["LearnedRecord", "LearnedStudy", "LearnedTrial", "learned_record", "learned_study"]
 
@@ -168,19 +169,14 @@ class LearnedStudy:
         Raises:
             OptionError: for an editor that the study does not have.
         """
-        for name in editors:
-            if name not in self.editors:
-                known = list(self.editors)
-                raise OptionError(f"no trial is called {name!r}." + did_you_mean(name, known))
+        require_trials(editors, self.editors)
         return replace(self, editors=editors)
 
     @property
     def path(self) -> Path:
         """Where the record lies: shipped with the package, or in the cache of runs."""
-        if self.folder:
-            return shipped("results") / self.folder
-        model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).name)
-        return cache_dir("runs") / f"learned_{model}_{self.task}_{self.edits}_{self.steps}"
+        model = file_name(self.model)
+        return record_path(self.folder, f"learned_{model}_{self.task}_{self.edits}_{self.steps}")
 
 
 #: MEND, ENN and KE as they ship with the tiny model (``data/tiny/train_editors.py``).

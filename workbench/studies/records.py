@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,7 @@ class Record:
         Raises:
             DataError: for a trial that is not recorded.
         """
-        missing = [n for n in names if n not in self.configs]
-        if missing:
-            raise DataError(
-                f"{', '.join(missing)} is not recorded in {self.path.name}; there are "
-                f"{', '.join(self.configs)}."
-            )
+        require_recorded(names, self.configs, self.path)
         return replace(
             self,
             runs=_pick(self.runs, names),
@@ -222,3 +218,16 @@ def _measures(rows: pd.DataFrame, moments: pd.DataFrame, step: int) -> dict[str,
         "seconds an edit": float(seconds / step),
         "peak MiB": float(peak.max()) if len(peak) else float("nan"),
     }
+
+
+def require_recorded(names: Sequence[str], there: Collection[str], path: Path) -> None:
+    """Refuse the name of a trial that a record does not hold.
+
+    Raises:
+        DataError: naming it, and those that are there.
+    """
+    missing = [n for n in names if n not in there]
+    if missing:
+        raise DataError(
+            f"{', '.join(missing)} is not recorded in {path.name}; there are {', '.join(there)}."
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from workbench.metrics import score
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.pretrained import load
+from workbench.runs import csv_gz
 from workbench.studies.base import Study, Trial
 from workbench.studies.records import Record, recorded
 
@@ -163,15 +163,18 @@ def _record(work: Path, trial: Trial, target: Path) -> None:
     """Numbers and ids of a run, without texts; ``run.json`` last."""
     rows = pd.read_csv(work / "rows.csv.gz").drop(columns=["run", "target", "foil"])
     config = json.loads((work / "run.json").read_text())
-    options = config["editor_config"]
-    if options.get("corpus"):
-        options["corpus"] = Path(options["corpus"]).name  # a file, wherever it lay
-    table = gzip.compress(rows.round(4).to_csv(index=False).encode(), mtime=0)
-    write_atomically(target / "rows.csv.gz", table)
+    config["editor_config"] = named(config["editor_config"])
+    write_atomically(target / "rows.csv.gz", csv_gz(rows.round(4)))
     watched = moments(work).round(6).to_csv(index=False).encode()
     write_atomically(target / "moments.csv", watched)
     whole = json.dumps({"name": trial.name} | config, indent=1).encode()
     write_atomically(target / "run.json", whole)
+
+
+def named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An editor's options for a record: the corpus by its file's name, wherever it lay."""
+    corpus = options.get("corpus")
+    return dict(options) | ({"corpus": Path(corpus).name} if corpus else {})
 
 
 def _unedited(view: ModelView, cases: list[EditCase], path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.errors import DataError
 from workbench.places import shipped
-from workbench.studies.records import Pathlike
+from workbench.studies.records import Pathlike, require_recorded
 from workbench.studies.reported import published
 from workbench.studies.suites import Suite
 
@@ -55,12 +55,7 @@ class SuiteRecord:
         Raises:
             DataError: for a run that is not recorded.
         """
-        missing = [n for n in names if n not in self.configs]
-        if missing:
-            raise DataError(
-                f"{', '.join(missing)} is not recorded in {self.path.name}; there are "
-                f"{', '.join(self.configs)}."
-            )
+        require_recorded(names, self.configs, self.path)
         parts = [self.moments[self.moments["run"] == n] for n in names]
         return replace(
             self,

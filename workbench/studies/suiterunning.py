@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from workbench import datasets
 from workbench.atomic import write_atomically
@@ -22,7 +19,7 @@ from workbench.experiment import lifelong
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.pretrained import load
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, csv_gz
 from workbench.studies.base import Trial
 from workbench.studies.records import Pathlike
 from workbench.studies.suiterecords import CLASSIFIER, SuiteRecord, recorded_suite
@@ -247,13 +244,9 @@ def _record(work: Path, target: Path, trial: Trial, suite: Suite) -> None:
         "case_ids": made["case_ids"][: len(records)],
     }
     target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / "moments.csv.gz", _gzip(moments.round(5)))
-    write_atomically(target / "rows.csv.gz", _gzip(rows.round(4)))
+    write_atomically(target / "moments.csv.gz", csv_gz(moments.round(5)))
+    write_atomically(target / "rows.csv.gz", csv_gz(rows.round(4)))
     write_atomically(target / "run.json", json.dumps(config).encode())
-
-
-def _gzip(table: pd.DataFrame) -> bytes:
-    return gzip.compress(table.to_csv(index=False).encode(), mtime=0)
 
 
 def _read(out: Path, suite: Suite) -> SuiteRecord:

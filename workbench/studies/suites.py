@@ -7,7 +7,6 @@ studies, whether a suite is run or its record is read makes no difference to a n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import OptionError, did_you_mean
-from workbench.places import cache_dir, shipped
-from workbench.studies.base import Trial
+from workbench.studies.base import Trial, file_name, record_path, require_trials
 
 __all__ = ["SUITES", "TINY_MODELS", "Suite", "suite"]
 
@@ -81,10 +79,7 @@ class Suite:
         Raises:
             OptionError: for a name that no trial has.
         """
-        known = [t.name for t in self.trials]
-        for name in names:
-            if name not in known:
-                raise OptionError(f"no trial is called {name!r}." + did_you_mean(name, known))
+        require_trials(names, [t.name for t in self.trials])
         return replace(self, trials=tuple(t for t in self.trials if t.name in names))
 
     def size(self, trial: Trial) -> int:
@@ -94,10 +89,8 @@ class Suite:
     @property
     def path(self) -> Path:
         """Where the record lies: shipped with the package, or in the cache of runs."""
-        if self.folder:
-            return shipped("results") / self.folder
-        model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).name)
-        return cache_dir("runs") / f"grace_suite-{self.task}-{self.setting}-{model}-{self.edits}"
+        name = f"grace_suite-{self.task}-{self.setting}-{file_name(self.model)}-{self.edits}"
+        return record_path(self.folder, name)
 
     def table(self) -> pd.DataFrame:
         """One row a trial: ``trial, editor, edits, options``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import os
 import warnings
@@ -26,6 +25,7 @@ from workbench.experiment.environment import environment
 from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.pretrained import load
+from workbench.runs import csv_gz
 from workbench.studies.learned import LearnedRecord, LearnedStudy, LearnedTrial, learned_record
 
 __all__ = ["run_learned"]
@@ -124,8 +124,7 @@ def _record(job: _Job, trial: LearnedTrial) -> None:
         )
     folder = job.out / trial.slug
     kept = rows.drop(columns=["prompt", "target"]).round(5)
-    payload = gzip.compress(kept.to_csv(index=False).encode(), mtime=0)
-    write_atomically(folder / "rows.csv.gz", payload)
+    write_atomically(folder / "rows.csv.gz", csv_gz(kept))
     record = dataclasses.asdict(trial) | {
         "model": job.view.name,
         "task": study.task,
