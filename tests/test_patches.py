@@ -314,6 +314,15 @@ def test_merge_takes_an_edit_once_and_is_order_free_on_disjoint_layers(make_view
         wb.merge_patches([mine, yours], keep=[0], drop=[1])
 
 
+def test_edits_of_one_layer_are_picked_while_merging(view: ModelView, tmp_path: Path) -> None:
+    edits = [weight_edit(view, n) for n in range(3)]
+    file = wb.save_patch(edits, tmp_path / "three.safetensors")
+    kept = wb.merge_patches([file], keep=[0, 2])
+    assert [e.id for e in kept.edits] == [edits[0].id, edits[2].id]
+    assert kept.edits == (edits[0], edits[2]) and edits[0] != edits[1], "equal by what they hold"
+    assert len({*edits, *kept.edits}) == 3
+
+
 def test_strangers_are_warned_of_once(view: ModelView) -> None:
     edits = [weight_edit(view, n, n) for n in range(3)]
     with pytest.warns(UserWarning, match="2 of 3 edits were computed on another stack") as seen:

@@ -39,7 +39,10 @@ IDENTITY = "workbench-edit/1"
 
 
 class Edit(ABC):
-    """What can stand on a view's stack: a :class:`WeightEdit` or an :class:`AdapterEdit`."""
+    """What can stand on a view's stack: a :class:`WeightEdit` or an :class:`AdapterEdit`.
+
+    Edits of the same content, and so of the same id, are equal.
+    """
 
     requests: tuple[EditRequest, ...]
     editor: str
@@ -88,6 +91,12 @@ class Edit(ABC):
         """The content of the file that :meth:`save` writes."""
         return pack_edits([self])
 
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Edit) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     def _digest(self) -> str:
         cached = self.__dict__.get("_digest_cache")
         if cached is None:
@@ -121,7 +130,7 @@ class Edit(ABC):
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class WeightEdit(Edit):
     """What an editor computed: changes of weights plus everything needed to explain them.
 
@@ -152,7 +161,7 @@ class WeightEdit(Edit):
         return self.deltas
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AdapterEdit(Edit):
     """What an editor put beside the weights, which stay as they are.
 
