@@ -31,15 +31,16 @@ def main() -> None:
     """Train and measure what is missing, then write the table."""
     args = _arguments()
     study = study_of(args)
-    view = _view(args, study)
+    view, notes = _view(args, study)
     wb.check_task(study.task, view.kind, locality=args.locality, name=view.name)
     lessons = wb.make_lessons(
         view, study.task, data=args.data, validation=args.validation, locality=args.locality,
         local=args.local, limit=args.limit, seed=study.seed,
     )  # fmt: skip
     record = wb.run_learned(
-        study, out=args.out, view=view, lessons=lessons, train=args.train, trained=args.trained
-    )
+        study, out=args.out, view=view, lessons=lessons, train=args.train, trained=args.trained,
+        notes=notes,
+    )  # fmt: skip
     shown = record.table.drop(columns=[c for c in record.table if c.endswith((" low", " high"))])
     print(shown.round(3).to_string(index=False))
 
@@ -54,11 +55,11 @@ def study_of(args: argparse.Namespace) -> wb.LearnedStudy:
     return study.only(*args.only) if args.only else study
 
 
-def _view(args: argparse.Namespace, study: wb.LearnedStudy) -> wb.ModelView:
-    """The model. For fact checking the first claims give an encoder its head, and lessons are made
-    of the others."""
+def _view(args: argparse.Namespace, study: wb.LearnedStudy) -> tuple[wb.ModelView, dict[str, Any]]:
+    """The model and what to record of it. For fact checking the first claims give an encoder its
+    head, and lessons are made of the others."""
     if study.task != "fc" or not args.classifier:
-        return wb.load(study.model, device=args.device)
+        return wb.load(study.model, device=args.device), {}
     cases = wb.datasets.fever(args.data)
     taught, rest = cases[: args.classifier], cases[args.classifier :]
     found = wb.finetune_classifier(
@@ -72,7 +73,9 @@ def _view(args: argparse.Namespace, study: wb.LearnedStudy) -> wb.ModelView:
     lines = ({"id": c.case_id, "label": c.request.target_true, "claim": c.request.text}
              for c in rest)  # fmt: skip
     write_atomically(args.data, "".join(json.dumps(x) + "\n" for x in lines).encode())
-    return wb.load(found.path, device=args.device)
+    said = {k: getattr(found, k) for k in ("train_accuracy", "accuracy", "most_frequent")}
+    notes = {"classifier": {"claims": [len(taught), len(rest)], **said}}
+    return wb.load(found.path, device=args.device), notes
 
 
 def _arguments() -> argparse.Namespace:

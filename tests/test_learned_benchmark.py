@@ -94,7 +94,8 @@ def record(tmp_path_factory) -> wb.LearnedRecord:
     study = wb.learned_study(
         "tiny", steps=2, options={"MEND": fast, "FT": {"lr": 1e-3, "steps": 2}}, **QUICK
     ).only("MEND", "FT")
-    return wb.run_learned(study, out=top / "record", trained=top / "trained")
+    notes = {"head": "as it came"}
+    return wb.run_learned(study, out=top / "record", trained=top / "trained", notes=notes)
 
 
 def test_a_record_holds_numbers_without_texts(record: wb.LearnedRecord) -> None:
@@ -109,6 +110,7 @@ def test_a_record_holds_numbers_without_texts(record: wb.LearnedRecord) -> None:
     shipped = pd.read_csv(record.path / "table.csv")
     assert shipped["edit success"].tolist() == record.table["edit success"].round(4).tolist()
     config = record.configs["mend_trained_1_1"]
+    assert config["model"] == "tiny" and config["head"] == "as it came"
     assert config["editor_config"]["weights"].startswith("learned-tiny-tiny-0-mend")
     assert str(record.path.parent) not in json.dumps(record.configs)
 
@@ -235,9 +237,11 @@ def test_the_first_claims_give_a_head_and_the_others_lessons(
     claims.write_text("".join(line.format(i=i, label=labels[i % 2]) for i in range(40)))
     words = ["--task", "fc", "--model", str(tmp_path / "bert"), "--data", str(claims)]
     args = options(bench, monkeypatch, *words, "--classifier", "12")
-    view = bench._view(args, bench.study_of(args))
+    view, notes = bench._view(args, bench.study_of(args))
     lessons = wb.make_lessons(view, "fc", data=args.data)
     assert view.labels == ("REFUTES", "SUPPORTS")
     assert len(lessons.training) + len(lessons.held_out) == 28
     taught = {f"Claim {i} is so." for i in range(12)}
     assert not taught & {t.prompt for t in (*lessons.training, *lessons.held_out)}
+    assert notes["classifier"]["claims"] == [12, 28]
+    assert 0 <= notes["classifier"]["accuracy"] <= 1

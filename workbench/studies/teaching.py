@@ -26,6 +26,7 @@ from workbench.model import ModelView
 from workbench.places import cache_dir
 from workbench.pretrained import load
 from workbench.runs import csv_gz
+from workbench.studies.base import file_name
 from workbench.studies.learned import LearnedRecord, LearnedStudy, LearnedTrial, learned_record
 
 __all__ = ["run_learned"]
@@ -45,6 +46,7 @@ class _Job:
     out: Path
     trained: Path
     train: bool
+    notes: Mapping[str, Any]
 
 
 def run_learned(
@@ -58,6 +60,7 @@ def run_learned(
     device: str | None = None,
     train: bool = True,
     trained: Pathlike | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> LearnedRecord:
     """Train and measure what is missing, and read the record.
 
@@ -74,6 +77,7 @@ def run_learned(
         device: where to load the model.
         train: train editors that are missing; else only those that are there are measured.
         trained: folder of trained editors; None takes the cache.
+        notes: more of every trial's run.json, such as how the model got its head.
 
     Returns:
         The record, as :func:`workbench.learned_record` reads it.
@@ -100,6 +104,7 @@ def run_learned(
         out=Path(out) if out is not None else study.path,
         trained=Path(trained) if trained is not None else cache_dir("editors"),
         train=train,
+        notes=dict(notes or {}),
     )
     for trial in study.trials:
         if not (job.out / trial.slug / "run.json").exists():
@@ -126,13 +131,14 @@ def _record(job: _Job, trial: LearnedTrial) -> None:
     kept = rows.drop(columns=["prompt", "target"]).round(5)
     write_atomically(folder / "rows.csv.gz", csv_gz(kept))
     record = dataclasses.asdict(trial) | {
-        "model": job.view.name,
+        "model": study.model,
         "task": study.task,
         "setting": study.setting,
         "editor_config": _plain(editor.config()),
         "training": _training(editor),
         "lessons": {"digest": job.lessons.digest, **job.lessons.note},
         "environment": environment(job.view),
+        **job.notes,
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=1).encode())
 
@@ -148,8 +154,8 @@ def _editor(job: _Job, trial: LearnedTrial) -> Editor:
     given = study.options.get(trial.editor, {})
     if not trial.trained_at:
         return _fine_tuning(job, cls, {**_chosen_rate(job.out, trial), **given})
-    path = job.trained / f"learned-{job.view.name}-{study.task}-{study.seed}-{trial.training_slug}"
-    path = path.with_name(path.name.replace("/", "_") + ".safetensors")
+    name = f"learned-{file_name(job.view.name)}-{study.task}-{study.seed}-{trial.training_slug}"
+    path = job.trained / f"{name}.safetensors"
     if path.is_file():
         return cls(weights=str(path))  # type: ignore[no-any-return]
     if not job.train:
