@@ -19,7 +19,7 @@ SMALL = "smollm2-135m"
 EDITORS = ("MEMIT", "EMMET")
 #: (facts at once, facts): small batches take long to measure, so fewer of them are made, as in
 #: the paper.
-SIZES = ((1, 8), (4, 16), (16, 32), (64, 64))
+SIZES = ((1, 8), (4, 16), (16, 32), (64, 64), (256, 256))
 #: The paper's: 25 batches of 4, 10 of 16, 5 of 64, 5 of 256, 3 of 1,024, 2 of 4,096, 1 of 10,000.
 PAPER_SIZES = (
     *((1, 1000), (4, 100), (16, 160), (64, 320), (256, 1280)),
@@ -82,15 +82,17 @@ _APART = Study(
     papers=("EMMET", "MEMIT"),
     model=SMALL,
     dataset="counterfact",
-    edits=64,
-    batch=64,
+    edits=256,
+    batch=256,
     trials=(*_apart(SIZES, one_layer=False), *_apart(SIZES, one_layer=True)),
-    folder="batches_apart_smollm2-135m_64",
+    folder="batches_apart_smollm2-135m_256",
 )
 _IN_SEQUENCE = replace(
     _APART,
     name="bigger_batches",
     papers=("Llama-3 batch sizes",),
+    edits=64,
+    batch=64,
     trials=_in_sequence((64, 16, 4, 1), {}, {}),
     checkpoints=(1.0,),
     folder="batches_in_sequence_smollm2-135m_64",
