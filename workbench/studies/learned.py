@@ -179,6 +179,8 @@ class LearnedStudy:
         return record_path(self.folder, f"learned_{model}_{self.task}_{self.edits}_{self.steps}")
 
 
+#: Lessons that write 25 edits: more of what must stay, fewer lessons of a validation.
+_MANY = {"n_local": 10, "validation": 6, "evaluation": 8}
 #: MEND, ENN and KE as they ship with the tiny model (``data/tiny/train_editors.py``).
 _SHIPPED: dict[str, dict[str, Any]] = {
     "MEND": {"rank": 32, "lr": 1e-3, "rate_lr": 1e-4, "steps": 60, "validate_every": 30},
@@ -199,7 +201,6 @@ _SHIPPED: dict[str, dict[str, Any]] = {
         "validate_every": 50,
     },
 }
-_MANY = {"n_local": 10, "validation": 6, "evaluation": 8}
 _TINY = LearnedStudy(
     task="tiny",
     model="tiny",
@@ -214,6 +215,21 @@ _TINY = LearnedStudy(
     ablations=True,
     folder="learned_tiny_tiny",
 )
+#: Rates that trained best in 80 to 200 steps on ``minilm-l6`` (LOG.md).
+_FC: dict[str, dict[str, Any]] = {
+    "MEND": {"rank": 128, "lr": 3e-4, "rate_lr": 1e-4, "validate_every": 50},
+    "ENN": {
+        "prepared": "matrices",
+        "rank": 32,
+        "edit_lr": 0.05,
+        "lr": 1e-4,
+        "rate_lr": 1e-3,
+        "validate_every": 50,
+    },
+    "KE": {"lr": 1e-3, "validate_every": 50},
+    "mend_trained_25": _MANY,
+    "enn_trained_25": {**_MANY, "edit_lr": 1.0, "rate_lr": 2e-2},
+}
 _REAL = LearnedStudy(task="qa", model="smollm2-135m")
 _PAPER: dict[str, Any] = {
     "setting": "paper",
@@ -238,7 +254,14 @@ LEARNED_STUDIES: dict[str, dict[str, LearnedStudy]] = {
         ),
     },
     "fc": {
-        "default": replace(_REAL, task="fc", model="minilm-l6", folder="learned_minilm-l6_fc"),
+        "default": replace(
+            _REAL,
+            task="fc",
+            model="minilm-l6",
+            steps=300,
+            options=_FC,
+            folder="learned_minilm-l6_fc",
+        ),
         "paper": replace(_REAL, task="fc", model="google-bert/bert-base-uncased", **_PAPER),
     },
 }
