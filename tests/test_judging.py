@@ -52,6 +52,8 @@ def test_a_hand_computed_case() -> None:
     assert value(found, "drawdown", "pristine") == pytest.approx(3 / 4 - 2 / 4)
     assert value(found, "drawdown", "prepared") == pytest.approx(2 / 4 - 2 / 4)
     assert value(found, "drawdown_prepared", "pristine") == pytest.approx(1 / 4)
+    assert value(found, "token_drawdown", "pristine") == pytest.approx((3 / 4 - 2 / 4) / 2)
+    assert value(found, "token_drawdown", "prepared") == 0.0
     assert value(found, "seconds") == 1.5
     assert (found["lessons"] == 2).all()
     low, high = found.loc[found["metric"] == "edit_success", ["low", "high"]].to_numpy()[0]

@@ -41,6 +41,7 @@ MEASURES = {
     "edit success": ("edit_success", ""),
     "drawdown": ("drawdown", "pristine"),
     "drawdown from prepared": ("drawdown", "prepared"),
+    "token drawdown": ("token_drawdown", "pristine"),
     "success flips": ("success_flips", ""),
     "success kept": ("success_kept", ""),
     "token accuracy": ("token_accuracy", ""),
@@ -330,7 +331,8 @@ class LearnedRecord:
 
         Columns: ``table, editor, edits at once, trained for``; ``edit success`` and ``drawdown``
         (against the model as it came) with ``… low`` and ``… high`` (95 %, resampled lessons),
-        ``drawdown from prepared`` likewise (ENN changes the model before any edit), ``success
+        ``drawdown from prepared`` likewise (ENN changes the model before any edit), ``token
+        drawdown`` (of the answers' tokens, where whole answers are hardly ever right), ``success
         flips`` and ``success kept`` (edits that the model did not say before, and those it did),
         ``token accuracy, seconds`` (of an edit), ``unit`` of drawdown, ``edits`` (measured),
         ``published`` (name in the paper's table).

@@ -108,8 +108,9 @@ def lesson_summary(
         low, high`` (95 %), ``n`` (requests), ``lessons, unit``. Metrics: ``edit_success`` (other
         words), ``success_flips`` and ``success_kept`` (edits whose target the model did not say
         before, and those it did), ``own_success`` (the edit's own prompt), ``token_accuracy``,
-        ``drawdown`` of the edited and ``drawdown_prepared`` of the prepared model, and
-        ``seconds`` an edit.
+        ``drawdown`` of the edited and ``drawdown_prepared`` of the prepared model,
+        ``token_drawdown`` (the share of the answers' tokens lost: to be read where the model has
+        hardly a whole answer right), and ``seconds`` an edit.
 
     Raises:
         DataError: for a table without these columns, or with two measures.
@@ -218,16 +219,22 @@ def _statistics(
     ):
         a, b = (local[local["state"] == state] for state in (before, after))
         yield metric, against, _drawdown(a, b, unit, ids), len(a), unit
+        if metric == "drawdown":
+            yield "token_drawdown", against, _lost(a, b, "token_accuracy", ids), len(a), "share"
     each = edited.drop_duplicates("lesson")
     yield "seconds", "", _mean(each, "seconds", ids), len(each), "seconds"
 
 
 def _drawdown(before: pd.DataFrame, after: pd.DataFrame, unit: str, ids: pd.Index) -> Statistic:
     if unit == "accuracy":
-        held, left = (_mean(part, "exact", ids) for part in (before, after))
-        return lambda w: held(w) - left(w)
+        return _lost(before, after, "exact", ids)
     cheap, dear = (_perplexity(part, ids) for part in (before, after))
     return lambda w: dear(w) - cheap(w)
+
+
+def _lost(before: pd.DataFrame, after: pd.DataFrame, column: str, ids: pd.Index) -> Statistic:
+    held, left = (_mean(part, column, ids) for part in (before, after))
+    return lambda w: held(w) - left(w)
 
 
 def _mean(part: pd.DataFrame, column: str, ids: pd.Index) -> Statistic:
