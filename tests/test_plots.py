@@ -429,5 +429,13 @@ def test_batch_sizes_are_drawn_in_their_order_and_said():
     assert [t.name for t in fig.data] == ["MEMIT", "EMMET"]
     assert list(fig.data[0].x) == [1, 16, 64] and list(fig.data[0].y) == [79.0, 64.0, 16.0]
     assert "MEMIT, from 1 to 64 at once: exact 79.0 → 16.0" in fig.layout.meta["alt"]
+    low, high = fig.layout.yaxis.range
+    assert low < 16.0 and high > 79.0
+    near = plots.plot_batch_sizes(
+        BATCHES.assign(exact=99.0 + BATCHES["exact"] / 80), measures=["exact"]
+    )
+    assert near.layout.yaxis.range[1] - near.layout.yaxis.range[0] > 19  # two points look like two
+    for same in (0.0, float("nan")):
+        assert plots.plot_batch_sizes(BATCHES.assign(exact=same), measures=["exact"]).data
     with pytest.raises(OptionError, match="0 measures"):
         plots.plot_batch_sizes(BATCHES, measures=[])

@@ -25,6 +25,8 @@ __all__ = ["plot_batch_sizes"]
 
 SIZE = "at once"
 MAX_PANELS, MAX_SERIES = 4, 8
+#: An axis spans at least this share of its largest value: a point more or less is no slope.
+LEAST_SPAN = 0.2
 
 
 def plot_batch_sizes(
@@ -84,12 +86,20 @@ def plot_batch_sizes(
                 col=column,
                 **style(i),
             )
+        fig.update_yaxes(range=_span(table[measure]), row=1, col=column)
     sizes = sorted(int(n) for n in table[SIZE].unique())
     fig.update_xaxes(
         title="facts at once", type="log", tickvals=sizes, ticktext=[f"{n:,}" for n in sizes]
     )
     fig.update_xaxes(showgrid=False)
     return finish(fig, _alt(series, measures))
+
+
+def _span(values: pd.Series) -> list[float] | None:
+    """The range of an axis, with some air; wide enough for small differences to look small."""
+    low, high = float(values.min()), float(values.max())
+    air = max(0.06 * (high - low), (LEAST_SPAN * abs(high) - (high - low)) / 2)
+    return [low - air, high + air] if air > 0 else None
 
 
 def _alt(series: dict[str, pd.DataFrame], measures: Sequence[str]) -> str:
