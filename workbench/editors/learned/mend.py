@@ -33,7 +33,10 @@ __all__ = ["MEND", "MendLearner", "MendSettings"]
 RELEASED = "eric-mitchell/mend @e04fdb9, config/alg/mend.yaml"
 #: preset → options of training that differ from the defaults, with their source
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
-    "default": ({}, "measured on the tiny models and smollm2-135m (LOG.md)"),
+    "default": (
+        {"rate_lr": 1e-4},
+        "measured on the tiny models, minilm-l6 and smollm2-135m (LOG.md)",
+    ),
     "paper": ({"rank": 1920, "lr": 1e-6, "rate_lr": 1e-4}, "arXiv 2110.11309, appendix B and C"),
     "repo": (
         {"rank": 1920, "lr": 1e-6, "rate_lr": 1e-6, "start": "normal", "ascent": True},
