@@ -203,7 +203,7 @@ _TOPICS = Suite(
     trials=_trials(
         5e-4,
         steps=40,
-        fewer={"GRACE": 60, "MemoryNetwork": 60, "Defer": 60, "FTEWC": 30, "FTRetrain": 100},
+        fewer={"MemoryNetwork": 60, "Defer": 60, "FTEWC": 30, "FTRetrain": 100},
     ),
     every=15,
     upstream=100,
