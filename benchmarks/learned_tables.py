@@ -1,9 +1,9 @@
 """Learned editors against fine-tuning: edit success and drawdown on held-out edits.
 
     python benchmarks/learned_tables.py --task tiny
+    python benchmarks/learned_tables.py --task fc --data fever_claims.jsonl --classifier 3000
     python benchmarks/learned_tables.py --task qa --data zsre_train_10000.tsv \
-        --validation zsre.json --steps 600 --options options.json
-    python benchmarks/learned_tables.py --task fc --data fever_claims.jsonl --classifier 2000
+        --validation zsre.json
 
 Three tables of MEND's paper (arXiv 2110.11309): editors one edit at a time (tables 3 and 4), edits
 written at once (table 5), and MEND without its parts (table 6, ``--ablations``). An editor is
