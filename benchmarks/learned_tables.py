@@ -74,7 +74,8 @@ def _view(args: argparse.Namespace, study: wb.LearnedStudy) -> tuple[wb.ModelVie
              for c in rest)  # fmt: skip
     write_atomically(args.data, "".join(json.dumps(x) + "\n" for x in lines).encode())
     said = {k: getattr(found, k) for k in ("train_accuracy", "accuracy", "most_frequent")}
-    notes = {"classifier": {"claims": [len(taught), len(rest)], **said}}
+    about = {"claims": [len(taught), len(rest)], **said}
+    notes = {"model": study.model, "classifier": about}  # the view's own name is a folder
     return wb.load(found.path, device=args.device), notes
 
 

@@ -244,4 +244,5 @@ def test_the_first_claims_give_a_head_and_the_others_lessons(
     taught = {f"Claim {i} is so." for i in range(12)}
     assert not taught & {t.prompt for t in (*lessons.training, *lessons.held_out)}
     assert notes["classifier"]["claims"] == [12, 28]
+    assert notes["model"] == str(tmp_path / "bert") != view.name
     assert 0 <= notes["classifier"]["accuracy"] <= 1

@@ -77,7 +77,8 @@ def run_learned(
         device: where to load the model.
         train: train editors that are missing; else only those that are there are measured.
         trained: folder of trained editors; None takes the cache.
-        notes: more of every trial's run.json, such as how the model got its head.
+        notes: more of every trial's run.json, such as how the model got its head; stands above what
+            is recorded anyway.
 
     Returns:
         The record, as :func:`workbench.learned_record` reads it.
@@ -131,7 +132,7 @@ def _record(job: _Job, trial: LearnedTrial) -> None:
     kept = rows.drop(columns=["prompt", "target"]).round(5)
     write_atomically(folder / "rows.csv.gz", csv_gz(kept))
     record = dataclasses.asdict(trial) | {
-        "model": study.model,
+        "model": job.view.name,
         "task": study.task,
         "setting": study.setting,
         "editor_config": _plain(editor.config()),
